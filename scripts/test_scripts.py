@@ -1,0 +1,195 @@
+"""Tests of the scripts that set a checkout up. They need no network."""
+
+import hashlib
+import importlib.machinery
+import importlib.util
+import io
+import os
+import subprocess
+import sys
+import tempfile
+import unittest
+import zipfile
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from unittest import mock
+
+SCRIPTS = Path(__file__).resolve().parent
+TAG = "manylinux_2_28_x86_64"
+LIBRARY = "libonnxruntime.so.1.32.0"
+
+
+def load(name):
+    """A script without a suffix, as a module."""
+    loader = importlib.machinery.SourceFileLoader(name.replace("-", "_"), str(SCRIPTS / name))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
+    loader.exec_module(module)
+    return module
+
+
+class FetchOnnxRuntime(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        self.wheels = self.folder / "wheels"
+        self.wheels.mkdir()
+        self.cache = self.folder / "cache"
+        self.home = self.cache / "blockdrop" / f"onnxruntime-1.32.0-{TAG}"
+        self.script = load("fetch-onnxruntime")
+        environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.folder),
+            "XDG_CACHE_HOME": str(self.cache),
+            "PIP_NO_INDEX": "1",
+            "PIP_FIND_LINKS": str(self.wheels),
+        }
+        self.patch(mock.patch.dict(os.environ, environment, clear=True))
+        self.patch(mock.patch.object(self.script, "this_platform", lambda: ("Linux", "x86_64")))
+        self.pin(self.offer_wheel())
+
+    def patch(self, patcher):
+        patcher.start()
+        self.addCleanup(patcher.stop)
+
+    def offer_wheel(self):
+        """Puts a small wheel where pip looks, and returns its sha256."""
+        path = self.wheels / f"onnxruntime-1.32.0-cp312-cp312-{TAG}.whl"
+        with zipfile.ZipFile(path, "w") as wheel:
+            wheel.writestr(f"onnxruntime/capi/{LIBRARY}", "the library")
+            wheel.writestr("onnxruntime/LICENSE", "the licence")
+            wheel.writestr("onnxruntime/ThirdPartyNotices.txt", "the notices")
+            info = "onnxruntime-1.32.0.dist-info"
+            wheel.writestr(
+                f"{info}/METADATA", "Metadata-Version: 2.1\nName: onnxruntime\nVersion: 1.32.0\n"
+            )
+            wheel.writestr(
+                f"{info}/WHEEL", f"Wheel-Version: 1.0\nGenerator: test\nTag: cp312-cp312-{TAG}\n"
+            )
+            wheel.writestr(f"{info}/RECORD", "")
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    def pin(self, sha256):
+        pinned = {("Linux", "x86_64"): (TAG, sha256, LIBRARY)}
+        self.patch(mock.patch.object(self.script, "WHEELS", pinned))
+
+    def run_main(self):
+        out, err = io.StringIO(), io.StringIO()
+        # What pip says goes past Python's sys.stderr.
+        with (
+            redirect_stdout(out),
+            redirect_stderr(err),
+            mock.patch.object(self.script.subprocess, "run", quiet_run),
+        ):
+            status = self.script.main()
+        return status, out.getvalue(), err.getvalue()
+
+    def cached(self):
+        return sorted(path.name for path in (self.cache / "blockdrop").iterdir())
+
+    def test_unpacks_the_library_beside_its_notices_and_prints_only_its_path(self):
+        status, out, _ = self.run_main()
+        self.assertEqual((status, out), (0, f"{self.home / LIBRARY}\n"))
+        self.assertEqual((self.home / LIBRARY).read_text(), "the library")
+        self.assertEqual((self.home / "LICENSE").read_text(), "the licence")
+        self.assertEqual((self.home / "ThirdPartyNotices.txt").read_text(), "the notices")
+        self.assertEqual(self.cached(), [self.home.name, f"{self.home.name}.lock"])
+
+    def test_a_cached_library_is_not_fetched_again(self):
+        self.run_main()
+        with mock.patch.object(self.script, "download", side_effect=AssertionError):
+            status, out, err = self.run_main()
+        self.assertEqual((status, out, err), (0, f"{self.home / LIBRARY}\n", ""))
+
+    def test_a_wheel_of_another_hash_is_refused_and_leaves_nothing(self):
+        self.pin("0" * 64)
+        status, out, err = self.run_main()
+        self.assertEqual((status, out), (1, ""))
+        self.assertIn("ORT_DYLIB_PATH", err)
+        self.assertEqual(self.cached(), [f"{self.home.name}.lock"])
+
+    def test_what_a_killed_run_left_is_removed(self):
+        left = self.cache / "blockdrop" / f".{self.home.name}.abc" / "whole"
+        left.mkdir(parents=True)
+        self.home.mkdir()
+        (self.home / "LICENSE").touch()
+        status, _, _ = self.run_main()
+        self.assertEqual(status, 0)
+        self.assertEqual(self.cached(), [self.home.name, f"{self.home.name}.lock"])
+        self.assertEqual((self.home / LIBRARY).read_text(), "the library")
+
+    def test_a_library_of_ones_own_is_used_and_nothing_is_fetched(self):
+        own = self.folder / "own.so"
+        own.touch()
+        os.environ["ORT_DYLIB_PATH"] = str(own)
+        self.assertEqual(self.run_main(), (0, f"{own}\n", ""))
+        self.assertFalse(self.cache.exists())
+
+    def test_a_library_of_ones_own_has_to_exist(self):
+        os.environ["ORT_DYLIB_PATH"] = str(self.folder / "absent.so")
+        status, out, err = self.run_main()
+        self.assertEqual((status, out), (1, ""))
+        self.assertIn("absent.so, which is not a file", err)
+
+    def test_another_platform_is_told_what_is_supported(self):
+        with mock.patch.object(self.script, "this_platform", lambda: ("FreeBSD", "amd64")):
+            status, out, err = self.run_main()
+        self.assertEqual((status, out), (1, ""))
+        for words in ("FreeBSD amd64", "Linux on x86-64", "Linux on arm64", "macOS", "ORT_DYLIB"):
+            self.assertIn(words, err)
+
+    def test_without_pip_it_makes_a_venv_or_names_the_package(self):
+        def run(command, **options):
+            if command[0] == sys.executable and command[1:3] in (["-m", "pip"], ["-m", "venv"]):
+                return subprocess.CompletedProcess(command, 1)
+            raise AssertionError(command)
+
+        with (
+            mock.patch.object(self.script.subprocess, "run", run),
+            self.assertRaisesRegex(self.script.Problem, "apt-get install python3-pip"),
+        ):
+            self.script.pip_command(self.folder)
+
+
+QUIET = subprocess.run
+
+
+def quiet_run(command, **options):
+    options.pop("stdout", None)
+    options["capture_output"] = True
+    return QUIET(command, **options)
+
+
+class Need(unittest.TestCase):
+    def need(self, *tools, path):
+        return subprocess.run(
+            ["/bin/sh", str(SCRIPTS / "need"), *tools],
+            env={"PATH": path},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def test_says_nothing_where_all_is_there(self):
+        done = self.need("python3", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+        self.assertEqual((done.returncode, done.stdout, done.stderr), (0, "", ""))
+
+    def test_names_all_that_is_missing_at_once(self):
+        done = self.need("cargo", "cc", "python3", "pip", "venv", path="/nowhere")
+        self.assertEqual(done.returncode, 1)
+        for line in (
+            "missing on this machine: cargo (Rust), cc (a C compiler), python3 (3.9 or newer), pip for python3, venv",
+            "apt-get install build-essential python3 python3-pip python3-venv\n",
+            "dnf install gcc python3 python3-pip\n",
+            "xcode-select --install\n",
+            "brew install python\n",
+            "rustup",
+        ):
+            self.assertIn(line, done.stderr)
+
+    def test_a_tool_it_does_not_know_is_a_mistake_of_the_caller(self):
+        self.assertEqual(self.need("gcc", path=os.environ["PATH"]).returncode, 2)
+
+
+if __name__ == "__main__":
+    unittest.main()
