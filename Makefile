@@ -1,0 +1,82 @@
+# Everything a checkout is used for. Each target does its own set-up; downloads
+# and virtual environments are kept in ${XDG_CACHE_HOME:-~/.cache}/blockdrop.
+
+.DEFAULT_GOAL := help
+
+CARGO ?= cargo
+CARGO_DENY_VERSION := 0.20.2
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/blockdrop
+CARGO_DENY_HOME := $(CACHE)/cargo-deny-$(CARGO_DENY_VERSION)
+SHELL_SCRIPTS := .ci/run scripts/need
+PYTHON_SCRIPTS := scripts/fetch-onnxruntime scripts/venv
+
+# Tells the product where ONNX Runtime is; pip is what fetches it.
+with_onnxruntime = ORT_DYLIB_PATH="$$(scripts/fetch-onnxruntime)" && export ORT_DYLIB_PATH
+pip = $(if $(ORT_DYLIB_PATH),,pip)
+lint_tools = tools="$$(scripts/venv lint scripts/lint-requirements.txt)/bin"
+
+.PHONY: help
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1:\2/p' Makefile | \
+	awk -F: '{ printf "  make %-14s %s\n", $$1, substr($$0, length($$1) + 2) }'
+
+.PHONY: serve
+serve: ## build, fetch ONNX Runtime and serve models/ (ARGS="..." adds options)
+	@scripts/need cargo cc python3 $(pip)
+	@$(with_onnxruntime) && \
+	BLOCKDROP_MODELS="$${BLOCKDROP_MODELS:-models}" && export BLOCKDROP_MODELS && \
+	exec $(CARGO) run --release --locked --bin blockdrop -- $(ARGS)
+
+.PHONY: build
+build: ## build the release binary, target/release/blockdrop
+	@scripts/need cargo cc
+	$(CARGO) build --release --locked --bin blockdrop
+
+.PHONY: test
+test: test-scripts ## run all tests of the product and of its scripts
+	@scripts/need cargo cc python3 $(pip)
+	@$(with_onnxruntime) && set -x && $(CARGO) test --workspace --locked
+
+.PHONY: test-scripts
+test-scripts: ## run the tests of scripts/
+	@scripts/need python3 pip
+	python3 -B -m unittest discover --start-directory scripts --pattern 'test_*.py'
+
+.PHONY: lint
+lint: ## check formatting, lints, types, licences and sources
+	@scripts/need cargo cc python3 venv
+	@$(MAKE) --no-print-directory "$(CARGO_DENY_HOME)/bin/cargo-deny"
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(CARGO) fetch --locked
+	$(CARGO_DENY_HOME)/bin/cargo-deny --offline --locked check licenses bans sources
+	@$(lint_tools) && set -ex && \
+	"$$tools/ruff" check $(PYTHON_SCRIPTS) . && \
+	"$$tools/ruff" format --check $(PYTHON_SCRIPTS) . && \
+	"$$tools/shellcheck" $(SHELL_SCRIPTS)
+
+.PHONY: fmt
+fmt: ## format the Rust and the Python code
+	@scripts/need cargo python3 venv
+	$(CARGO) fmt --all
+	@$(lint_tools) && set -x && "$$tools/ruff" format $(PYTHON_SCRIPTS) .
+
+.PHONY: audit
+audit: $(CARGO_DENY_HOME)/bin/cargo-deny ## check the dependencies against the advisory database (online)
+	$(CARGO_DENY_HOME)/bin/cargo-deny --locked check advisories
+
+$(CARGO_DENY_HOME)/bin/cargo-deny:
+	@scripts/need cargo cc
+	nice -n 19 $(CARGO) install cargo-deny --locked --version $(CARGO_DENY_VERSION) \
+		--root "$(CARGO_DENY_HOME)"
+
+.PHONY: samples
+samples: ## redraw the images of samples/
+	@scripts/need python3 venv
+	@venv="$$(scripts/venv samples scripts/samples-requirements.txt)" && set -x && \
+	"$$venv/bin/python" scripts/draw_samples.py samples
+
+.PHONY: clean
+clean: ## remove what was built in this checkout (the cache stays)
+	rm -rf target
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
