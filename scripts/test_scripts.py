@@ -151,6 +151,47 @@ class FetchOnnxRuntime(unittest.TestCase):
             self.script.pip_command(self.folder)
 
 
+class Venv(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        self.requirements = self.folder / "requirements.txt"
+        self.requirements.write_text("# nothing\n")
+
+    def venv(self, *arguments):
+        return subprocess.run(
+            [sys.executable, str(SCRIPTS / "venv"), *arguments],
+            env={"PATH": os.environ["PATH"], "XDG_CACHE_HOME": str(self.folder)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def test_is_made_once_for_one_content_of_the_file(self):
+        arguments = ("some", str(self.requirements))
+        self.assertEqual(self.venv("--find", *arguments).returncode, 1)
+        made = self.venv(*arguments)
+        self.assertEqual(made.returncode, 0, made.stderr)
+        home = Path(made.stdout.removesuffix("\n"))
+        self.assertTrue((home / "bin" / "python").exists())
+
+        (home / "mark").touch()
+        for again in (self.venv(*arguments), self.venv("--find", *arguments)):
+            self.assertEqual((again.returncode, again.stdout), (0, made.stdout))
+        self.assertTrue((home / "mark").exists())
+
+        self.requirements.write_text("# something else\n")
+        self.assertEqual(self.venv("--find", *arguments).returncode, 1)
+
+    def test_a_half_made_one_is_not_taken_for_whole(self):
+        arguments = ("some", str(self.requirements))
+        self.requirements.write_text("no-hash==1.0\n")
+        failed = self.venv(*arguments)
+        self.assertEqual((failed.returncode, failed.stdout), (1, ""))
+        self.assertEqual(self.venv("--find", *arguments).returncode, 1)
+
+
 QUIET = subprocess.run
 
 
