@@ -14,6 +14,8 @@ PYTHON_SCRIPTS := scripts/fetch-onnxruntime scripts/venv
 with_onnxruntime = ORT_DYLIB_PATH="$$(scripts/fetch-onnxruntime)" && export ORT_DYLIB_PATH
 pip = $(if $(ORT_DYLIB_PATH),,pip)
 lint_tools = tools="$$(scripts/venv lint scripts/lint-requirements.txt)/bin"
+training_env = venv="$$(scripts/venv training training/requirements.lock)" && \
+	PYTHONPATH="$(CURDIR)/training/src" && export PYTHONPATH
 
 .PHONY: help
 help: ## list the targets
@@ -54,6 +56,8 @@ lint: ## check formatting, lints, types, licences and sources
 	"$$tools/ruff" check $(PYTHON_SCRIPTS) . && \
 	"$$tools/ruff" format --check $(PYTHON_SCRIPTS) . && \
 	"$$tools/shellcheck" $(SHELL_SCRIPTS)
+	@venv="$$(scripts/venv --find training training/requirements.lock)" || exit 0; \
+	cd training && set -x && "$$venv/bin/python" -m mypy
 
 .PHONY: fmt
 fmt: ## format the Rust and the Python code
@@ -70,9 +74,26 @@ $(CARGO_DENY_HOME)/bin/cargo-deny:
 	nice -n 19 $(CARGO) install cargo-deny --locked --version $(CARGO_DENY_VERSION) \
 		--root "$(CARGO_DENY_HOME)"
 
+.PHONY: train-setup
+train-setup: ## make the training's virtual environment
+	@scripts/need python3:3.11 venv
+	@$(training_env)
+
+.PHONY: test-training
+test-training: ## run the training's tests and check its types
+	@scripts/need python3:3.11 venv
+	@$(training_env) && cd training && set -x && "$$venv/bin/python" -m mypy && "$$venv/bin/python" -m pytest
+
+.PHONY: train
+train: ## train by a recipe, CONFIG=training/configs/... [STAGE=base] (ARGS="..." adds options)
+	@test -n "$(CONFIG)" || { echo 'make train: say CONFIG=training/configs/...' >&2; exit 2; }
+	@scripts/need python3:3.11 venv
+	@$(training_env) && set -x && \
+	"$$venv/bin/python" -m blockdrop_train.cli "$(or $(STAGE),base)" --config "$(CONFIG)" $(ARGS)
+
 .PHONY: samples
 samples: ## redraw the images of samples/
-	@scripts/need python3 venv
+	@scripts/need python3:3.11 venv
 	@venv="$$(scripts/venv samples scripts/samples-requirements.txt)" && set -x && \
 	"$$venv/bin/python" scripts/draw_samples.py samples
 

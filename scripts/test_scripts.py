@@ -228,6 +228,13 @@ class Need(unittest.TestCase):
         ):
             self.assertIn(line, done.stderr)
 
+    def test_an_older_python_than_is_asked_for_is_missing(self):
+        here = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        self.assertEqual(self.need("python3:3.9", path=here).returncode, 0)
+        done = self.need("python3:3.999", path=here)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("python3 (3.999 or newer)", done.stderr)
+
     def test_a_tool_it_does_not_know_is_a_mistake_of_the_caller(self):
         self.assertEqual(self.need("gcc", path=os.environ["PATH"]).returncode, 2)
 
