@@ -1,0 +1,8 @@
+//! blockdrop runs only the residual blocks that an image needs.
+//!
+//! A small policy network looks at an image once and says which blocks of a ResNet to keep; only those run
+//! (Wu et al., "BlockDrop: Dynamic Inference Paths in Residual Networks", CVPR 2018).
+
+pub mod bundle;
+pub mod engine;
+pub mod policy;
