@@ -1,0 +1,28 @@
+//! Why a bundle was refused: the file, what was found, what was expected.
+
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+
+/// A bundle that cannot be served. The message names the file and the mismatch.
+#[derive(Debug, thiserror::Error)]
+pub enum BundleError {
+    #[error("{}: cannot be read: {source}", file.display())]
+    Read { file: PathBuf, source: std::io::Error },
+    #[error("{}: is not a bundle manifest: {source}", file.display())]
+    Manifest { file: PathBuf, source: serde_json::Error },
+    #[error("{}: is not an ONNX model: {source}", file.display())]
+    Onnx { file: PathBuf, source: prost::DecodeError },
+    #[error("{}: {what}: found {found}, expected {expected}", file.display())]
+    Mismatch { file: PathBuf, what: String, found: String, expected: String },
+}
+
+impl BundleError {
+    pub(crate) fn mismatch(file: &Path, what: impl Display, found: impl Display, expected: impl Display) -> Self {
+        Self::Mismatch {
+            file: file.to_path_buf(),
+            what: what.to_string(),
+            found: found.to_string(),
+            expected: expected.to_string(),
+        }
+    }
+}
