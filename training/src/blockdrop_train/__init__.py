@@ -1,0 +1,1 @@
+"""Trains, finetunes, evaluates and exports BlockDrop model bundles."""

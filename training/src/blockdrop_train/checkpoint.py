@@ -1,0 +1,34 @@
+"""Checkpoints written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class CheckpointError(Exception):
+    """A checkpoint that is missing or does not fit."""
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint; a kill at any moment leaves the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint written by ``save``."""
+    if not path.exists():
+        raise CheckpointError(f"no checkpoint {path}")
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(content, dict) or "step" not in content:
+        raise CheckpointError(f"{path} is not a checkpoint of blockdrop-train")
+    return content

@@ -1,0 +1,187 @@
+"""Run configurations: TOML files read strictly into dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .nets import (
+    CIFAR_WIDTHS,
+    Policy,
+    ResNet,
+    cifar_policy,
+    cifar_resnet,
+    imagenet_policy,
+    imagenet_resnet,
+)
+
+
+class ConfigError(Exception):
+    """A configuration that does not say what is needed."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which images.
+
+    Attributes:
+        name: ``cifar10`` or ``cifar100``.
+        classes: number of classes.
+    """
+
+    name: str = "cifar10"
+    classes: int = 10
+
+
+@dataclass(frozen=True)
+class Net:
+    """The residual network.
+
+    Attributes:
+        family: ``cifar`` or ``imagenet``.
+        depth: 6n+2 for ``cifar``; 50, 101 or 152 for ``imagenet``.
+        widths: channels by segment (``cifar``).
+        size: image height and width in pixels.
+    """
+
+    family: str = "cifar"
+    depth: int = 32
+    widths: tuple[int, ...] = CIFAR_WIDTHS
+    size: int = 32
+
+
+@dataclass(frozen=True)
+class PolicyNet:
+    """The policy network.
+
+    Attributes:
+        widths: channels by segment (``cifar``).
+        pool: factor of the average pool in front of it. The paper: 1 for CIFAR, 2 for ImageNet.
+    """
+
+    widths: tuple[int, ...] = CIFAR_WIDTHS
+    pool: int = 1
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Random masks in base training, so that the net survives drops before a policy learns.
+
+    Attributes:
+        start: share of the run after which masks begin; 1 means never.
+        rows: share of a batch's images that get a random mask; the others keep every block.
+        least_keep: an image's keep rate is drawn from [least_keep, 1].
+    """
+
+    start: float = 1.0
+    rows: float = 0.5
+    least_keep: float = 0.4
+
+
+@dataclass(frozen=True)
+class Base:
+    """Base training: SGD with Nesterov momentum, linear warm-up, then linear decay to zero.
+
+    Attributes:
+        batch: images a step, over all workers.
+        rate: peak learning rate.
+        warmup: share of the run that warms up.
+    """
+
+    epochs: int = 36
+    batch: int = 128
+    rate: float = 0.2
+    warmup: float = 0.15
+    momentum: float = 0.9
+    decay: float = 5e-4
+    smoothing: float = 0.0
+    masks: Masks = field(default_factory=Masks)
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run's configuration."""
+
+    name: str
+    seed: int = 1
+    data: Data = field(default_factory=Data)
+    net: Net = field(default_factory=Net)
+    policy: PolicyNet = field(default_factory=PolicyNet)
+    base: Base = field(default_factory=Base)
+
+    def build_net(self) -> ResNet:
+        """The residual network, freshly initialised."""
+        if self.net.family == "imagenet":
+            return imagenet_resnet(self.net.depth, self.data.classes, self.net.size)
+        return cifar_resnet(self.net.depth, self.data.classes, self.net.widths, self.net.size)
+
+    def build_policy(self, blocks: int) -> Policy:
+        """The policy network for ``blocks`` blocks, freshly initialised."""
+        if self.net.family == "imagenet":
+            return imagenet_policy(blocks, self.policy.pool, self.net.size)
+        return cifar_policy(blocks, self.policy.widths, self.policy.pool, self.net.size)
+
+
+T = TypeVar("T")
+
+
+def _value(kind: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where}: expected a table")
+        return _table(typing.cast(type[Any], kind), value, where)
+    origin = typing.get_origin(kind)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{where}: expected a list, found {value!r}")
+        item = typing.get_args(kind)[0]
+        return tuple(_value(item, v, f"{where}[{i}]") for i, v in enumerate(value))
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        kind = next(k for k in typing.get_args(kind) if k is not type(None))
+        return _value(kind, value, where)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ConfigError(f"{where}: expected {kind.__name__}, found {value!r}")
+    return value
+
+
+def _table(kind: type[T], values: dict[str, Any], where: str) -> T:
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise ConfigError(
+            f"{where}: unknown key {', '.join(unknown)}; expected one of {', '.join(hints)}"
+        )
+    read = {k: _value(hints[k], v, f"{where}.{k}") for k, v in values.items()}
+    try:
+        return kind(**read)
+    except TypeError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def from_dict(values: dict[str, Any], where: str = "config") -> Config:
+    """A configuration from nested dictionaries; the inverse of ``dataclasses.asdict``."""
+    config = _table(Config, values, where)
+    if config.net.family not in ("cifar", "imagenet"):
+        raise ConfigError(f"{where}.net.family: '{config.net.family}', expected cifar or imagenet")
+    return config
+
+
+def read(path: Path) -> Config:
+    """Read a TOML configuration; every unknown key or wrong type is an error that names it."""
+    try:
+        with path.open("rb") as file:
+            values = tomllib.load(file)
+    except FileNotFoundError:
+        raise ConfigError(f"no configuration file {path}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return from_dict(values, str(path))

@@ -1,0 +1,225 @@
+"""Image data sets held in memory, the fixed validation split and the paper's augmentation."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR_STD = (0.2470, 0.2435, 0.2616)
+CIFAR10_LABELS = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
+SPLIT_SEED = 20180618
+"""Seed of the validation split. It is part of the data set's definition: never vary it."""
+
+
+class DataError(Exception):
+    """A data set that is missing or not what its format says."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """A set of images.
+
+    Attributes:
+        pixels: uint8 [N, C, H, W], RGB.
+        targets: int64 [N], class numbers.
+        labels: the name of each class.
+    """
+
+    pixels: Tensor
+    targets: Tensor
+    labels: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def subset(self, rows: Tensor) -> Images:
+        """The images ``rows``, in that order."""
+        return Images(self.pixels[rows], self.targets[rows], self.labels)
+
+
+@dataclass(frozen=True)
+class Normalise:
+    """Pixels -> network input: (pixel / 255 - mean) / std by channel."""
+
+    mean: tuple[float, ...] = CIFAR_MEAN
+    std: tuple[float, ...] = CIFAR_STD
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """uint8 [N, C, H, W] -> float32 [N, C, H, W], channels-last in memory."""
+        mean = torch.tensor(self.mean)[:, None, None] * 255
+        std = torch.tensor(self.std)[:, None, None] * 255
+        x = (pixels.float() - mean) / std
+        return x.contiguous(memory_format=torch.channels_last)
+
+
+def _records(path: Path, label_bytes: int, label_at: int) -> tuple[np.ndarray, np.ndarray]:
+    raw = np.fromfile(path, dtype=np.uint8)
+    size = label_bytes + 3072
+    if len(raw) == 0 or len(raw) % size:
+        raise DataError(
+            f"{path}: {len(raw)} bytes, expected a multiple of {size} "
+            f"({label_bytes} label byte(s) and 3072 pixel bytes a record)"
+        )
+    raw = raw.reshape(-1, size)
+    return raw[:, label_bytes:].reshape(-1, 3, 32, 32), raw[:, label_at].astype(np.int64)
+
+
+def _pickled(path: Path, key: bytes) -> tuple[np.ndarray, np.ndarray]:
+    with path.open("rb") as file:
+        # The publishers' Python layout is a pickle: only load files from a source you trust.
+        content = pickle.load(file, encoding="bytes")  # noqa: S301
+    if b"data" not in content or key not in content:
+        raise DataError(f"{path}: expected the keys 'data' and '{key.decode()}'")
+    pixels = np.asarray(content[b"data"], dtype=np.uint8).reshape(-1, 3, 32, 32)
+    return pixels, np.asarray(content[key], dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    folder: str
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    names: str
+    binary: bool
+
+
+_BATCHES = tuple(f"data_batch_{i}" for i in range(1, 6))
+_LAYOUTS = {
+    "cifar10": (
+        _Layout(
+            "cifar-10-batches-bin",
+            tuple(f"{b}.bin" for b in _BATCHES),
+            ("test_batch.bin",),
+            "batches.meta.txt",
+            True,
+        ),
+        _Layout("cifar-10-batches-py", _BATCHES, ("test_batch",), "batches.meta", False),
+    ),
+    "cifar100": (
+        _Layout("cifar-100-binary", ("train.bin",), ("test.bin",), "fine_label_names.txt", True),
+        _Layout("cifar-100-python", ("train",), ("test",), "meta", False),
+    ),
+}
+_GET = {
+    "cifar10": "the CIFAR-10 binary or Python archive of www.cs.toronto.edu/~kriz/cifar.html",
+    "cifar100": "the CIFAR-100 binary or Python archive of www.cs.toronto.edu/~kriz/cifar.html",
+}
+
+
+def _names(path: Path, binary: bool, fine: bool) -> tuple[str, ...]:
+    if binary:
+        return tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+    with path.open("rb") as file:
+        content = pickle.load(file, encoding="bytes")  # noqa: S301
+    key = b"fine_label_names" if fine else b"label_names"
+    return tuple(name.decode() for name in content[key])
+
+
+def load_cifar(name: str, root: Path, split: str) -> Images:
+    """CIFAR-10 or CIFAR-100 in the publishers' binary or Python layout.
+
+    Args:
+        name: ``cifar10`` or ``cifar100``.
+        root: the folder that holds the archive's folder (``cifar-10-batches-bin`` and so on), or
+            that folder itself.
+        split: ``train`` (50,000 images) or ``test`` (10,000).
+    """
+    layouts = _LAYOUTS[name]
+    for layout in layouts:
+        for folder in (root / layout.folder, root):
+            files = layout.train if split == "train" else layout.test
+            paths = [folder / file for file in files]
+            if not (folder / layout.names).exists() or not all(p.exists() for p in paths):
+                continue
+            fine = name == "cifar100"
+            if layout.binary:
+                parts = [_records(p, 2 if fine else 1, 1 if fine else 0) for p in paths]
+            else:
+                parts = [_pickled(p, b"fine_labels" if fine else b"labels") for p in paths]
+            labels = _names(folder / layout.names, layout.binary, fine)
+            targets = torch.from_numpy(np.concatenate([t for _, t in parts]))
+            if int(targets.max()) >= len(labels):
+                raise DataError(
+                    f"{folder}: class {int(targets.max())} found, {layout.names} names {len(labels)}"
+                )
+            return Images(
+                torch.from_numpy(np.concatenate([p for p, _ in parts])), targets, labels
+            )
+    folders = " or ".join(layout.folder for layout in layouts)
+    raise DataError(f"no {name} {split} files in {root}: unpack {_GET[name]} there ({folders})")
+
+
+def load(name: str, root: Path, split: str) -> Images:
+    """A data set's ``train``, ``validation`` or ``test`` images.
+
+    The validation split is a fixed tenth of the published training images (5,000 of CIFAR's
+    50,000); ``train`` is the rest. Choices are made on it, never on test images.
+    """
+    if split not in ("train", "validation", "test"):
+        raise DataError(f"split '{split}': expected train, validation or test")
+    if name not in _LAYOUTS:
+        raise DataError(f"data set '{name}': expected one of {', '.join(_LAYOUTS)}")
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder: unpack {_GET[name]} there")
+    images = load_cifar(name, root, "test" if split == "test" else "train")
+    if split == "test":
+        return images
+    order = np.random.RandomState(SPLIT_SEED).permutation(len(images))
+    held = len(images) // 10
+    rows = order[:held] if split == "validation" else order[held:]
+    return images.subset(torch.from_numpy(np.sort(rows)))
+
+
+def augment(pixels: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
+    """Random crop after zero padding, random horizontal flip; whole batch at once.
+
+    Args:
+        pixels: uint8 [N, C, H, W].
+    """
+    count, channels, height, width = pixels.shape
+    padded = torch.nn.functional.pad(pixels, (padding,) * 4)
+    top = torch.randint(0, 2 * padding + 1, (count, 1, 1, 1), generator=generator)
+    left = torch.randint(0, 2 * padding + 1, (count, 1, 1, 1), generator=generator)
+    flip = torch.randint(0, 2, (count, 1, 1, 1), generator=generator).bool()
+    rows = top + torch.arange(height)[None, None, :, None]
+    columns = torch.arange(width)[None, None, None, :].expand(count, 1, 1, width)
+    columns = left + torch.where(flip, width - 1 - columns, columns)
+    image = torch.arange(count)[:, None, None, None]
+    channel = torch.arange(channels)[None, :, None, None]
+    return padded[image, channel, rows, columns]
+
+
+def generator_for(*key: int) -> torch.Generator:
+    """A generator whose stream is fixed by ``key``, so that no random state needs saving."""
+    seed = int(np.random.SeedSequence(list(key)).generate_state(1, np.uint64)[0] >> 1)
+    return torch.Generator().manual_seed(seed)
+
+
+def batches(
+    count: int, size: int, seed: int, epoch: int, rank: int = 0, world: int = 1
+) -> list[Tensor]:
+    """This worker's batches of one epoch: a list of row numbers [size].
+
+    The order is fixed by seed and epoch; an incomplete last batch is left out.
+    """
+    order = torch.randperm(count, generator=generator_for(seed, epoch))
+    step = size * world
+    full = count // step
+    if full == 0:
+        raise DataError(f"{count} images are fewer than one batch of {step}")
+    return list(order[: full * step].view(full, world, size)[:, rank])
+
+
+def in_order(images: Images, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pixels and targets in order, ``size`` at a time, the incomplete last batch included."""
+    for start in range(0, len(images), size):
+        yield images.pixels[start : start + size], images.targets[start : start + size]

@@ -1,0 +1,196 @@
+"""The training loop that every command shares: order, checkpoints, exact resume, evaluation.
+
+Everything random is drawn from generators keyed by seed, phase, step and worker, and a checkpoint
+holds everything else, so a resumed run takes exactly the steps of an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import checkpoint, data
+from .config import Config
+from .progress import Progress
+from .workers import World
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call of a training command, the same for every worker.
+
+    Attributes:
+        config: what to train.
+        folder: where checkpoints and logs go; an interrupted run there is resumed.
+        data_root: the folder of data sets.
+        device: where to compute.
+        bfloat16: compute convolutions in bfloat16 (weights and sums stay float32).
+        save_every: steps between checkpoints; one more is written after every epoch.
+        stop_after: leave after this step, for tests of resuming.
+    """
+
+    config: Config
+    folder: Path
+    data_root: Path
+    device: str = "cpu"
+    bfloat16: bool = True
+    save_every: int = 200
+    stop_after: int | None = None
+
+    def checkpoint(self, phase: str) -> Path:
+        """The checkpoint of a phase (``base``, ``curriculum`` or ``finetune``)."""
+        return self.folder / f"{phase}.pt"
+
+    def autocast(self) -> torch.autocast:
+        """The precision of forward passes in training."""
+        return torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.bfloat16)
+
+
+def share(config: Config) -> dict[str, Any]:
+    """The configuration as plain values, as checkpoints keep it."""
+    return dataclasses.asdict(config)
+
+
+@dataclass
+class Phase:
+    """One phase of training as the loop sees it.
+
+    Attributes:
+        name: ``base``, ``curriculum`` or ``finetune``.
+        number: keys the phase's random streams.
+        nets: by name, trained or not; all are in the checkpoint.
+        optimisers: by name.
+        epochs, batch: batch over all workers.
+        step: one update of weights, given the progress in [0, 1], a batch and its generator;
+            returns what to show.
+        evaluate: figures on the validation images, on the first worker.
+        state: numbers that a resumed run needs besides.
+    """
+
+    name: str
+    number: int
+    nets: dict[str, nn.Module]
+    optimisers: dict[str, torch.optim.Optimizer]
+    epochs: int
+    batch: int
+    step: Callable[[float, Batch, torch.Generator], dict[str, float]]
+    evaluate: Callable[[], dict[str, Any]]
+    state: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One worker's share of a step.
+
+    Attributes:
+        inputs: normalised, augmented images [N, C, H, W].
+        targets: classes [N].
+        position: progress of the run in epochs.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    position: float
+
+
+def triangle(progress: float, warmup: float) -> float:
+    """Learning rate as a share of the peak: up linearly until ``warmup``, then down to zero."""
+    if progress < warmup:
+        return progress / warmup
+    return max(0.0, (1 - progress) / (1 - warmup))
+
+
+def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of every parameter group."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+
+
+def sgd(net: nn.Module, momentum: float, decay: float) -> torch.optim.SGD:
+    """SGD with Nesterov momentum; no weight decay on biases and batch norm."""
+    weights = [p for p in net.parameters() if p.ndim > 1]
+    others = [p for p in net.parameters() if p.ndim <= 1]
+    return torch.optim.SGD(
+        [{"params": weights, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}],
+        lr=0.1,
+        momentum=momentum,
+        nesterov=momentum > 0,
+    )
+
+
+def load_nets(path: Path, nets: dict[str, nn.Module]) -> dict[str, Any]:
+    """Load the named nets of a checkpoint; returns the checkpoint."""
+    saved = checkpoint.load(path)
+    for name, net in nets.items():
+        if name not in saved["nets"]:
+            raise checkpoint.CheckpointError(f"{path} holds no '{name}'")
+        try:
+            net.load_state_dict(saved["nets"][name])
+        except RuntimeError as error:
+            raise checkpoint.CheckpointError(f"{path}: '{name}' does not fit: {error}") from error
+    return saved
+
+
+def run(job: Job, world: World, phase: Phase, images: data.Images) -> None:
+    """Run a phase to its end, from its checkpoint where the folder has one."""
+    if phase.batch % world.size:
+        raise ValueError(f"batch {phase.batch} does not divide among {world.size} workers")
+    seed = job.config.seed
+    own = phase.batch // world.size
+    per_epoch = len(images) // phase.batch
+    total = per_epoch * phase.epochs
+    normalise = data.Normalise()
+    path = job.checkpoint(phase.name)
+    step = 0
+    if path.exists():
+        saved = load_nets(path, phase.nets)
+        for name, optimiser in phase.optimisers.items():
+            optimiser.load_state_dict(saved["optimisers"][name])
+        phase.state.update(saved["state"])
+        step = saved["step"]
+
+    def save(figures: dict[str, Any] | None = None) -> None:
+        if world.rank == 0:
+            content = {
+                "kind": phase.name,
+                "config": share(job.config),
+                "step": step,
+                "total": total,
+                "nets": {k: v.state_dict() for k, v in phase.nets.items()},
+                "optimisers": {k: v.state_dict() for k, v in phase.optimisers.items()},
+                "state": dict(phase.state),
+                "validation": figures,
+            }
+            checkpoint.save(path, content)
+
+    first = world.rank == 0
+    with Progress(job.folder / phase.name, phase.name, total, step, phase.batch, first) as log:
+        while step < total:
+            epoch = step // per_epoch
+            order = data.batches(len(images), own, seed, epoch, world.rank, world.size)
+            for rows in order[step % per_epoch :]:
+                generator = data.generator_for(seed, phase.number, step, world.rank)
+                pixels = data.augment(images.pixels[rows], generator)
+                batch = Batch(
+                    normalise(pixels).to(job.device),
+                    images.targets[rows].to(job.device),
+                    (step + 0.5) / per_epoch,
+                )
+                shown = phase.step((step + 0.5) / total, batch, generator)
+                step += 1
+                log.tick(**shown)
+                if step % job.save_every == 0 and step % per_epoch:
+                    save()
+                if step == job.stop_after:
+                    save()
+                    return
+            if first:
+                figures = phase.evaluate()
+                log.record({"epoch": epoch + 1} | phase.state | figures)
+                save(figures)

@@ -1,0 +1,76 @@
+"""Several training processes of one thread each, their gradients averaged after every step.
+
+On CPUs that other work shares this is faster than one process of several threads: the processes
+meet once a step, not once an operator.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among the workers."""
+
+    rank: int = 0
+    size: int = 1
+
+    def average(self, tensors: list[Tensor]) -> None:
+        """Replace each float tensor by its mean over the workers."""
+        if self.size == 1 or not tensors:
+            return
+        flat = torch.cat([t.reshape(-1) for t in tensors])
+        dist.all_reduce(flat)
+        flat /= self.size
+        for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    @torch.no_grad()
+    def synchronise(self, *nets: nn.Module) -> None:
+        """Average gradients and batch norm statistics of the nets."""
+        if self.size == 1:
+            return
+        tensors: list[Tensor] = []
+        for net in nets:
+            for parameter in net.parameters():
+                if parameter.requires_grad:
+                    if parameter.grad is None:
+                        parameter.grad = torch.zeros_like(parameter)
+                    tensors.append(parameter.grad)
+            tensors += [b for b in net.buffers() if b.is_floating_point()]
+        self.average(tensors)
+
+
+def _enter(rank: int, size: int, port: int, threads: int, work: Callable[[World], None]) -> None:
+    torch.set_num_threads(threads)
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
+    os.environ["MASTER_PORT"] = str(port)
+    dist.init_process_group("gloo", rank=rank, world_size=size)
+    try:
+        work(World(rank, size))
+    finally:
+        dist.destroy_process_group()
+
+
+def launch(size: int, threads: int, work: Callable[[World], None]) -> None:
+    """Run ``work`` in ``size`` processes with ``threads`` threads each.
+
+    ``work`` must be picklable. With one worker it runs in this process.
+    """
+    if size == 1:
+        torch.set_num_threads(threads)
+        work(World())
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(_enter, args=(size, port, threads, work), nprocs=size, join=True)
