@@ -5,4 +5,5 @@
 
 pub mod bundle;
 pub mod engine;
+pub mod image;
 pub mod policy;
