@@ -1,24 +1,45 @@
-"""The command line: ``blockdrop-train base|...``."""
+"""Trains, finetunes, evaluates and exports BlockDrop model bundles.
+
+A run is a folder of checkpoints and logs: base training, then the policy's curriculum, then joint
+finetuning, then evaluation and export. A training command that finds its own checkpoint in the run
+folder resumes it.
+"""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
+import json
 import os
+import shlex
+import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from . import base, config, workers
-from .base import Job
+import torch
+
+from . import base, checkpoint, config, curriculum, data, finetune, workers
 from .checkpoint import CheckpointError
-from .config import ConfigError
+from .config import Config, ConfigError
+from .curriculum import nets_of, path_scores
 from .data import DataError
+from .export import About, ExportError, export
+from .loop import Job, load_nets, share
 
 CACHE = Path.home() / ".cache" / "blockdrop"
+TRAINERS = {"base": base.train, "curriculum": curriculum.train, "finetune": finetune.train}
+PHASES = ("finetune", "curriculum")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="blockdrop-train", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="blockdrop-train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = parser.add_subparsers(dest="command", required=True)
 
     def add(name: str, text: str) -> argparse.ArgumentParser:
@@ -28,36 +49,175 @@ def _parser() -> argparse.ArgumentParser:
             "--data", type=Path, default=CACHE / "data", help="folder of data sets [%(default)s]"
         )
         command.add_argument(
-            "--run", type=Path, help="folder of checkpoints and logs; resumed if it has a run"
+            "--run",
+            type=Path,
+            help="folder of checkpoints and logs [~/.cache/blockdrop/runs/NAME]",
         )
         command.add_argument(
-            "--workers", type=int, default=1, help="training processes [%(default)s]"
+            "--device", default="auto", help="auto, cpu, cuda or cuda:N [%(default)s]"
+        )
+        return command
+
+    for name, text in (
+        ("base", "Train the residual network alone."),
+        ("curriculum", "Train the policy on the run's base net."),
+        ("finetune", "Train the run's net and policy together."),
+    ):
+        command = add(name, text)
+        command.add_argument(
+            "--workers",
+            type=int,
+            default=1,
+            help="training processes; a share of each batch is theirs [%(default)s]",
         )
         command.add_argument("--threads", type=int, default=1, help="threads each [%(default)s]")
         command.add_argument(
-            "--precision", choices=("bfloat16", "float32"), default="bfloat16",
+            "--precision",
+            choices=("bfloat16", "float32"),
+            default="bfloat16",
             help="arithmetic of convolutions in training [%(default)s]",
-        )  # fmt: skip
-        return command
-
-    add("base", "Train the residual network alone.")
+        )
+        command.add_argument(
+            "--save-every", type=int, default=200, help="steps between checkpoints [%(default)s]"
+        )
+    command = add("evaluate", "Print the figures of a run's nets as JSON.")
+    command.add_argument("--phase", choices=PHASES, help="which checkpoint [the run's last]")
+    command.add_argument(
+        "--split", choices=("validation", "test"), default="validation", help="[%(default)s]"
+    )
+    command = add("export", "Write a model bundle from a run's nets and check it.")
+    command.add_argument("--phase", choices=PHASES, help="which checkpoint [the run's last]")
+    command.add_argument(
+        "--output", type=Path, required=True, help="the bundle's folder: models/NAME/VERSION"
+    )
+    command.add_argument("--note", default="", help="a sentence for the bundle's description")
     return parser
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: PyTorch finds no CUDA device here")
+    return name
+
+
+def _phase(job: Job, given: str | None) -> str:
+    for phase in PHASES:
+        if given in (None, phase) and job.checkpoint(phase).exists():
+            return phase
+    raise CheckpointError(f"{job.folder} has no {given or ' or '.join(PHASES)} checkpoint")
+
+
+def _commit() -> str:
+    here = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return found.stdout.strip()
+
+
+def _evaluate(job: Job, given: str | None, split: str) -> dict[str, Any]:
+    phase = _phase(job, given)
+    net, policy = nets_of(job)
+    saved = load_nets(job.checkpoint(phase), {"net": net, "policy": policy})
+    images = data.load(job.config.data.name, job.data_root, split)
+    figures = path_scores(net, policy, images)
+    return {
+        "config": job.config.name,
+        "seed": job.config.seed,
+        "phase": phase,
+        "steps": saved["step"],
+        "split": split,
+    } | figures
+
+
+def _export(job: Job, given: str | None, output: Path, note: str, command: list[str]) -> None:
+    settings = job.config
+    phase = _phase(job, given)
+    net, policy = nets_of(job)
+    saved = load_nets(job.checkpoint(phase), {"net": net, "policy": policy})
+    measured: dict[str, Any] = {}
+    for split in ("validation", "test"):
+        images = data.load(settings.data.name, job.data_root, split)
+        figures = path_scores(net, policy, images)
+        measured[split] = {"images": len(images)} | {
+            key: {k: v for k, v in figures[key].items() if k != "images"}
+            for key in ("full", "policy")
+        }
+    test = data.load(settings.data.name, job.data_root, "test")
+    full, learned = (measured["test"][key] for key in ("full", "policy"))
+    description = (
+        f"{settings.net.family} ResNet-{settings.net.depth} on {settings.data.name}: "
+        f"{learned['accuracy']:.2%} of {len(test)} test images right with "
+        f"{learned['blocks_mean']:.1f} of {net.depth} blocks on average, "
+        f"{full['accuracy']:.2%} with all. {note}"
+    ).strip()
+    pooled = f"-pool{policy.pool}" if policy.pool > 1 else ""
+    about = About(
+        description=description,
+        architecture={
+            "backbone": f"resnet{settings.net.depth}",
+            "policy": f"resnet{10 if settings.net.family == 'imagenet' else 8}{pooled}",
+            "dataset": settings.data.name,
+        },
+        labels=test.labels,
+        short_side=settings.net.size,
+        provenance={
+            "config": share(settings),
+            "seed": settings.seed,
+            "commit": _commit(),
+            "data": f"{settings.data.name}, 45,000 training and 5,000 validation images by the "
+            f"split seed {data.SPLIT_SEED}"
+            if settings.data.name.startswith("cifar")
+            else settings.data.name,
+            "phase": phase,
+            "steps": saved["step"],
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": shlex.join(["blockdrop-train", *command]),
+        },
+        measured=measured,
+    )
+    inputs = data.Normalise()(test.pixels[:256])
+    export(output, net, policy, data.Normalise(), about, inputs)
+    print(f"{output}: {description}")
+
+
+def _run(options: argparse.Namespace, arguments: list[str]) -> None:
+    settings: Config = config.read(options.config)
+    job = Job(
+        config=settings,
+        folder=options.run or CACHE / "runs" / settings.name,
+        data_root=options.data,
+        device=_device(options.device),
+    )
+    if options.command in TRAINERS:
+        job = dataclasses.replace(
+            job, bfloat16=options.precision == "bfloat16", save_every=options.save_every
+        )
+        work = functools.partial(TRAINERS[options.command], job)
+        workers.launch(options.workers, options.threads, work)
+    elif options.command == "evaluate":
+        print(json.dumps(_evaluate(job, options.phase, options.split), indent=2))
+    elif options.command == "export":
+        _export(job, options.phase, options.output, options.note, arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the process's exit status."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    options = _parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    options = _parser().parse_args(given)
     try:
-        settings = config.read(options.config)
-        job = Job(
-            config=settings,
-            folder=options.run or CACHE / "runs" / settings.name,
-            data_root=options.data,
-            bfloat16=options.precision == "bfloat16",
-        )
-        workers.launch(options.workers, options.threads, functools.partial(base.train, job))
-    except (ConfigError, DataError, CheckpointError, ValueError) as error:
+        _run(options, given)
+    except (ConfigError, DataError, CheckpointError, ExportError, ValueError) as error:
         print(f"blockdrop-train: {error}", file=sys.stderr)
         return 1
     return 0

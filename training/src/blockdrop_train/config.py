@@ -104,6 +104,76 @@ class Base:
 
 
 @dataclass(frozen=True)
+class Curriculum:
+    """Training of the policy.
+
+    Attributes:
+        method: ``reinforce`` is the paper's curriculum on the frozen net (section 3.2); ``gates``
+            is ours: straight-through gates, the net trained along at a low rate.
+        batch: images a step, over all workers.
+        rate: the policy's learning rate (Adam).
+        warmup_epochs: epochs before, in which the policy's features learn to classify.
+        alpha: bound of the sampling probabilities (``reinforce``).
+        gamma: penalty of a wrong class (``reinforce``); the released code uses 1 here.
+        entropy: weight of the entropy term (``reinforce``).
+        epochs_per_block: epochs before one more block joins the curriculum (``reinforce``).
+        flops: FLOPs an image to reach on average, the policy's included (``gates``).
+        net_rate: the residual net's peak rate, SGD (``gates``); 0 freezes it.
+        noise: share of the gates' logistic noise at the start; it falls linearly to a fifth.
+        auxiliary: weight of the policy's own classification loss after the warm-up (``gates``).
+        cost: weight of the cost term at the start; adapted to meet ``flops`` (``gates``).
+        keep_bias: the policy's keep logits at the start (``gates``).
+    """
+
+    method: str = "reinforce"
+    epochs: int = 60
+    batch: int = 256
+    rate: float = 1e-3
+    warmup_epochs: int = 0
+    alpha: float = 0.8
+    gamma: float = 1.0
+    entropy: float = 0.0
+    epochs_per_block: int = 1
+    flops: float = 8.66e7
+    net_rate: float = 0.0
+    noise: float = 1.0
+    auxiliary: float = 0.1
+    cost: float = 0.05
+    keep_bias: float = 1.5
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """Training of net and policy together.
+
+    Attributes:
+        method: ``reinforce`` is the paper's joint finetuning (section 3.3); ``paths`` is ours: the
+            policy is fixed, every image trains its own path and the full net.
+        rate: the net's learning rate: Adam for ``reinforce``, SGD's peak for ``paths``.
+        policy_rate: the policy's learning rate (Adam, ``reinforce``).
+        gamma: penalty of a wrong class: the operating point (``reinforce``).
+        path_rows: share of a batch's images whose own path is trained (``paths``).
+        distil: weight of the full net's logits as targets of the path, beside the labels.
+        temperature: softening of both in that term.
+    """
+
+    method: str = "reinforce"
+    epochs: int = 40
+    batch: int = 256
+    rate: float = 1e-4
+    policy_rate: float = 1e-4
+    warmup: float = 0.1
+    momentum: float = 0.9
+    decay: float = 5e-4
+    alpha: float = 0.8
+    gamma: float = 5.0
+    entropy: float = 0.0
+    path_rows: float = 1.0
+    distil: float = 0.5
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
 class Config:
     """One run's configuration."""
 
@@ -113,6 +183,8 @@ class Config:
     net: Net = field(default_factory=Net)
     policy: PolicyNet = field(default_factory=PolicyNet)
     base: Base = field(default_factory=Base)
+    curriculum: Curriculum = field(default_factory=Curriculum)
+    finetune: Finetune = field(default_factory=Finetune)
 
     def build_net(self) -> ResNet:
         """The residual network, freshly initialised."""
@@ -172,6 +244,12 @@ def from_dict(values: dict[str, Any], where: str = "config") -> Config:
     config = _table(Config, values, where)
     if config.net.family not in ("cifar", "imagenet"):
         raise ConfigError(f"{where}.net.family: '{config.net.family}', expected cifar or imagenet")
+    for table, method, known in (
+        ("curriculum", config.curriculum.method, ("reinforce", "gates")),
+        ("finetune", config.finetune.method, ("reinforce", "paths")),
+    ):
+        if method not in known:
+            raise ConfigError(f"{where}.{table}.method: '{method}', expected {' or '.join(known)}")
     return config
 
 

@@ -1,0 +1,237 @@
+"""Training of the policy: the paper's curriculum, and a faster way of our own.
+
+Ours (``method = "gates"``):
+
+1. Warm-up: the policy's features learn to classify, which costs a twentieth of the residual net.
+2. The policy's logits plus logistic noise decide hard gates; gradients pass straight through. An
+   image costs its share of block FLOPs squared **only where its path classifies it right**, as in
+   the paper's reward, so that the images that need more keep more. The cost's weight follows the
+   wanted average of FLOPs.
+3. Each step trains the full net too, and the path learns from its logits beside the labels.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from . import data, loop
+from .checkpoint import CheckpointError
+from .data import Images
+from .evaluate import learned_masks, score
+from .flops import block_flops, full_flops, policy_flops
+from .loop import Batch, Job, Phase
+from .nets import Policy, ResNet
+from .reinforce import bounded, forced, policy_loss, reward
+from .workers import World
+
+
+def distillation(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Kullback-Leibler divergence from the teacher's softened classes, [N]."""
+    wanted = (teacher.detach() / temperature).log_softmax(1)
+    found = (logits / temperature).log_softmax(1)
+    return (wanted.exp() * (wanted - found)).sum(1) * temperature**2
+
+
+def straight_through(logits: Tensor, noise: float, generator: torch.Generator) -> Tensor:
+    """Hard gates [N, K] in {0, 1} whose gradient is that of a sigmoid.
+
+    Args:
+        noise: share of logistic noise added to the logits: 1 samples Bernoulli(sigmoid(logits)).
+    """
+    uniform = torch.rand(logits.shape, generator=generator).clamp(1e-6, 1 - 1e-6)
+    noisy = logits + noise * (uniform.log() - (1 - uniform).log()).to(logits.device)
+    soft = noisy.sigmoid()
+    return (noisy >= 0).to(soft.dtype) + soft - soft.detach()
+
+
+def path_scores(net: ResNet, policy: Policy, held: Images) -> dict[str, Any]:
+    """Figures of the full net and of the policy's paths on the images ``held``."""
+    normalise = data.Normalise()
+    masks = learned_masks(policy, held, normalise)
+    return {
+        "full": score(net, held, normalise).as_dict(),
+        "policy": score(net, held, normalise, masks, policy).as_dict(),
+        "keep_rates": [round(float(r), 3) for r in masks.float().mean(0)],
+    }
+
+
+def nets_of(job: Job) -> tuple[ResNet, Policy]:
+    """The configured nets, freshly initialised on the job's device."""
+    torch.manual_seed(job.config.seed + 1)
+    net = job.config.build_net()
+    policy = job.config.build_policy(net.depth)
+    for part in (net, policy):
+        part.to(job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return net, policy
+
+
+def _start(job: Job, nets: dict[str, nn.Module]) -> None:
+    if job.checkpoint("curriculum").exists():
+        return
+    if not job.checkpoint("base").exists():
+        raise CheckpointError(
+            f"no {job.checkpoint('base')}: train a base net first (blockdrop-train base)"
+        )
+    loop.load_nets(job.checkpoint("base"), nets)
+
+
+def train(job: Job, world: World = World()) -> None:  # noqa: B008
+    """Train the policy on the run's base net, by the configured method."""
+    if job.config.curriculum.method == "gates":
+        _train_gates(job, world)
+    else:
+        _train_reinforce(job, world)
+
+
+def _train_reinforce(job: Job, world: World) -> None:
+    config = job.config
+    given = config.curriculum
+    net, policy = nets_of(job)
+    _start(job, {"net": net})
+    net.requires_grad_(False)
+    opt = torch.optim.Adam(policy.parameters(), lr=given.rate)
+    images = data.load(config.data.name, job.data_root, "train")
+    held = data.load(config.data.name, job.data_root, "validation")
+
+    def step(progress: float, batch: Batch, generator: torch.Generator) -> dict[str, float]:
+        net.eval()
+        policy.train()
+        learned = min(net.depth, 1 + int(batch.position) // given.epochs_per_block)
+        with job.autocast():
+            out = policy(batch.inputs).float()
+        chance = bounded(out, given.alpha)
+        uniform = torch.rand(out.shape, generator=generator).to(out.device)
+        sampled = forced(uniform < chance, learned)
+        greedy = forced(out >= 0, learned)
+        with torch.no_grad(), job.autocast():
+            both = net(torch.cat([batch.inputs] * 2), torch.cat([sampled, greedy]))
+        right = both.argmax(1) == torch.cat([batch.targets] * 2)
+        rewards = reward(torch.cat([sampled, greedy]), right, given.gamma)
+        gained, expected = rewards.chunk(2)
+        loss = policy_loss(chance, sampled, gained - expected, learned, given.entropy)
+        opt.zero_grad(set_to_none=True)
+        loss.backward()
+        world.synchronise(policy)
+        opt.step()
+        return {
+            "reward": expected.mean().item(),
+            "right": right.float().mean().item(),
+            "kept": greedy.float().sum(1).mean().item(),
+            "learned": learned,
+        }
+
+    phase = Phase(
+        "curriculum", 2, {"net": net, "policy": policy}, {"policy": opt}, given.epochs, given.batch,
+        step, lambda: path_scores(net, policy, held),
+    )  # fmt: skip
+    loop.run(job, world, phase, images)
+
+
+def _train_gates(job: Job, world: World) -> None:
+    config = job.config
+    given = config.curriculum
+    net, policy = nets_of(job)
+    _start(job, {"net": net})
+    auxiliary = nn.Linear(policy.net.head.in_features, config.data.classes).to(job.device)
+    nn.init.constant_(policy.net.head.bias, given.keep_bias)
+    images = data.load(config.data.name, job.data_root, "train")
+    held = data.load(config.data.name, job.data_root, "validation")
+    decider = nn.ModuleList([policy, auxiliary])
+    policy_opt = torch.optim.Adam(decider.parameters(), lr=given.rate)
+    net_opt = loop.sgd(net, 0.9, config.base.decay)
+    if given.net_rate == 0:
+        net.requires_grad_(False)
+    each = torch.tensor(block_flops(net), dtype=torch.float, device=job.device)
+    fixed = full_flops(net) + policy_flops(policy) - float(each.sum())
+    wanted = (given.flops - fixed) / float(each.sum())
+    if not 0 < wanted < 1:
+        raise ValueError(
+            f"flops {given.flops:.3g} cannot be met: stem, head and policy take {fixed:.3g}, "
+            f"all blocks {float(each.sum()):.3g} more"
+        )
+    parts = each / each.sum()
+    state = {"cost": given.cost}
+    warm = given.warmup_epochs / given.epochs
+
+    def warm_up(progress: float, batch: Batch) -> dict[str, float]:
+        loop.set_rate(policy_opt, given.rate * min(1.0, 10 * progress / warm))
+        with job.autocast():
+            out = auxiliary(policy.features(batch.inputs))
+        loss = F.cross_entropy(out.float(), batch.targets)
+        policy_opt.zero_grad(set_to_none=True)
+        loss.backward()
+        world.synchronise(policy, auxiliary)
+        policy_opt.step()
+        return {"auxiliary": loss.item()}
+
+    def step(progress: float, batch: Batch, generator: torch.Generator) -> dict[str, float]:
+        # Batch norm of the net keeps the base net's statistics: gates run every block for every
+        # image, which no served path does.
+        net.eval()
+        policy.train()
+        if progress < warm:
+            return warm_up(progress, batch)
+        progress = (progress - warm) / (1 - warm)
+        loop.set_rate(policy_opt, given.rate * (1 - progress))
+        loop.set_rate(net_opt, given.net_rate * loop.triangle(progress, 0.1))
+        count = len(batch.inputs)
+        with job.autocast():
+            pooled = policy.features(batch.inputs)
+            decided = policy.net.head(pooled).float()
+            classes = auxiliary(pooled).float()
+            noise = given.noise * (1 - 0.8 * progress)
+            gates = straight_through(decided, noise, generator)
+            both = net.gated(
+                torch.cat([batch.inputs] * 2), torch.cat([torch.ones_like(gates), gates])
+            ).float()
+        full, path = both[:count], both[count:]
+        right = (path.argmax(1) == batch.targets).float()
+        used = gates @ parts
+        label_loss = F.cross_entropy(path, batch.targets)
+        teacher_loss = distillation(path, full, 1.0).mean()
+        full_loss = F.cross_entropy(full, batch.targets)
+        cost = (right * used**2).mean()
+        loss = (
+            full_loss
+            + 0.5 * (label_loss + teacher_loss)
+            + state["cost"] * cost
+            + given.auxiliary * F.cross_entropy(classes, batch.targets)
+        )
+        policy_opt.zero_grad(set_to_none=True)
+        net_opt.zero_grad(set_to_none=True)
+        loss.backward()
+        if given.net_rate:
+            world.synchronise(net)
+            net_opt.step()
+        world.synchronise(policy, auxiliary)
+        policy_opt.step()
+        with torch.no_grad():
+            greedy = (decided >= 0).float()
+            now = (greedy @ parts).mean().reshape(1)
+            world.average([now])
+        state["cost"] = min(10.0, state["cost"] * math.exp(0.02 * (now.item() - wanted)))
+        return {
+            "full": full_loss.item(),
+            "path": label_loss.item(),
+            "kept": greedy.sum(1).mean().item(),
+            "deviation": greedy.sum(1).std().item(),
+            "cost": state["cost"],
+        }
+
+    phase = Phase(
+        "curriculum",
+        2,
+        {"net": net, "policy": policy, "auxiliary": auxiliary},
+        {"policy": policy_opt, "net": net_opt},
+        given.epochs,
+        given.batch,
+        step,
+        lambda: path_scores(net, policy, held),
+        state,
+    )
+    loop.run(job, world, phase, images)

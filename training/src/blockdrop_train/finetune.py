@@ -1,0 +1,121 @@
+"""Training of net and policy together: the paper's joint finetuning, and ours with fixed paths."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from . import data, loop
+from .checkpoint import CheckpointError
+from .curriculum import distillation, nets_of, path_scores
+from .loop import Batch, Job, Phase
+from .nets import Policy, ResNet
+from .reinforce import bounded, policy_loss, reward
+from .workers import World
+
+
+def _start(job: Job, nets: dict[str, nn.Module]) -> None:
+    if job.checkpoint("finetune").exists():
+        return
+    if not job.checkpoint("curriculum").exists():
+        raise CheckpointError(
+            f"no {job.checkpoint('curriculum')}: train a policy first (blockdrop-train curriculum)"
+        )
+    loop.load_nets(job.checkpoint("curriculum"), nets)
+
+
+def train(job: Job, world: World = World()) -> None:  # noqa: B008
+    """Finetune the run's net and policy, by the configured method."""
+    config = job.config
+    net, policy = nets_of(job)
+    _start(job, {"net": net, "policy": policy})
+    images = data.load(config.data.name, job.data_root, "train")
+    held = data.load(config.data.name, job.data_root, "validation")
+    build = _paths if config.finetune.method == "paths" else _reinforce
+    phase = build(job, world, net, policy)
+    phase.evaluate = lambda: path_scores(net, policy, held)
+    loop.run(job, world, phase, images)
+
+
+def _reinforce(job: Job, world: World, net: ResNet, policy: Policy) -> Phase:
+    given = job.config.finetune
+    net_opt = torch.optim.Adam(net.parameters(), lr=given.rate, weight_decay=given.decay)
+    policy_opt = torch.optim.Adam(policy.parameters(), lr=given.policy_rate)
+
+    def step(progress: float, batch: Batch, generator: torch.Generator) -> dict[str, float]:
+        policy.train()
+        with job.autocast():
+            out = policy(batch.inputs).float()
+        chance = bounded(out, given.alpha)
+        uniform = torch.rand(out.shape, generator=generator).to(out.device)
+        sampled, greedy = uniform < chance, out >= 0
+        net.eval()
+        with torch.no_grad(), job.autocast():
+            plain = net(batch.inputs, greedy)
+        net.train()
+        with job.autocast():
+            path = net(batch.inputs, sampled).float()
+        right = path.argmax(1) == batch.targets
+        gained = reward(sampled, right, given.gamma)
+        expected = reward(greedy, plain.argmax(1) == batch.targets, given.gamma)
+        label_loss = F.cross_entropy(path, batch.targets)
+        loss = label_loss + policy_loss(
+            chance, sampled, gained - expected, net.depth, given.entropy
+        )
+        for optimiser in (net_opt, policy_opt):
+            optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        world.synchronise(net, policy)
+        for optimiser in (net_opt, policy_opt):
+            optimiser.step()
+        return {
+            "path": label_loss.item(),
+            "reward": expected.mean().item(),
+            "kept": greedy.float().sum(1).mean().item(),
+        }
+
+    return Phase(
+        "finetune", 3, {"net": net, "policy": policy}, {"net": net_opt, "policy": policy_opt},
+        given.epochs, given.batch, step, dict,
+    )  # fmt: skip
+
+
+def _paths(job: Job, world: World, net: ResNet, policy: Policy) -> Phase:
+    given = job.config.finetune
+    opt = loop.sgd(net, given.momentum, given.decay)
+    policy.requires_grad_(False)
+
+    def step(progress: float, batch: Batch, generator: torch.Generator) -> dict[str, float]:
+        policy.eval()
+        net.train()
+        loop.set_rate(opt, given.rate * loop.triangle(progress, given.warmup))
+        count = len(batch.inputs)
+        own = round(count * given.path_rows)
+        with torch.no_grad(), job.autocast():
+            masks = policy(batch.inputs[:own]) >= 0
+        whole = torch.ones(count, net.depth, dtype=torch.bool, device=masks.device)
+        with job.autocast():
+            # One pass for both, so that batch norm sees the mixture it will serve.
+            both = net(
+                torch.cat([batch.inputs, batch.inputs[:own]]), torch.cat([whole, masks])
+            ).float()
+        full, path = both[:count], both[count:]
+        full_loss = F.cross_entropy(full, batch.targets)
+        label_loss = F.cross_entropy(path, batch.targets[:own])
+        teacher_loss = distillation(path, full[:own], given.temperature).mean()
+        loss = full_loss + (1 - given.distil) * label_loss + given.distil * teacher_loss
+        opt.zero_grad(set_to_none=True)
+        loss.backward()
+        world.synchronise(net)
+        opt.step()
+        return {
+            "full": full_loss.item(),
+            "path": label_loss.item(),
+            "kept": masks.float().sum(1).mean().item(),
+        }
+
+    return Phase(
+        "finetune", 3, {"net": net, "policy": policy}, {"net": opt}, given.epochs, given.batch,
+        step, dict,
+    )  # fmt: skip
