@@ -8,9 +8,7 @@ from typing import Any
 
 import torch
 
-
-class CheckpointError(Exception):
-    """A checkpoint that is missing or does not fit."""
+from .errors import CheckpointError
 
 
 def save(path: Path, content: dict[str, Any]) -> None:

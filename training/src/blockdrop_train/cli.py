@@ -21,12 +21,11 @@ from typing import Any
 
 import torch
 
-from . import base, checkpoint, config, curriculum, data, finetune, workers
-from .checkpoint import CheckpointError
-from .config import Config, ConfigError
+from . import base, config, curriculum, data, finetune, workers
+from .config import Config
 from .curriculum import nets_of, path_scores
-from .data import DataError
-from .export import About, ExportError, export
+from .errors import CheckpointError, ConfigError, DataError, ExportError
+from .export import About, export
 from .loop import Job, load_nets, share
 
 CACHE = Path.home() / ".cache" / "blockdrop"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from .errors import ConfigError
 from .nets import (
     CIFAR_WIDTHS,
     Policy,
@@ -19,10 +20,6 @@ from .nets import (
     imagenet_policy,
     imagenet_resnet,
 )
-
-
-class ConfigError(Exception):
-    """A configuration that does not say what is needed."""
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,10 @@ Ours (``method = "gates"``):
 
 1. Warm-up: the policy's features learn to classify, which costs a twentieth of the residual net.
 2. The policy's logits plus logistic noise decide hard gates; gradients pass straight through. An
-   image costs its share of block FLOPs squared **only where its path classifies it right**, as in
-   the paper's reward, so that the images that need more keep more. The cost's weight follows the
-   wanted average of FLOPs.
+   image pays for its share of block FLOPs **only where its path classifies it right**, as in the
+   paper's reward, so that the images that need more keep more. The price is linear (the paper's is
+   squared): a convex price would level the images out. Its weight follows the wanted average of
+   FLOPs.
 3. Each step trains the full net too, and the path learns from its logits beside the labels.
 """
 
@@ -20,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import data, loop
-from .checkpoint import CheckpointError
 from .data import Images
+from .errors import CheckpointError
 from .evaluate import learned_masks, score
 from .flops import block_flops, full_flops, policy_flops
 from .loop import Batch, Job, Phase
@@ -195,7 +196,7 @@ def _train_gates(job: Job, world: World) -> None:
         label_loss = F.cross_entropy(path, batch.targets)
         teacher_loss = distillation(path, full, 1.0).mean()
         full_loss = F.cross_entropy(full, batch.targets)
-        cost = (right * used**2).mean()
+        cost = (right * used).mean()
         loss = (
             full_loss
             + 0.5 * (label_loss + teacher_loss)

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .errors import DataError
+
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR_STD = (0.2470, 0.2435, 0.2616)
 CIFAR10_LABELS = (
@@ -18,10 +20,6 @@ CIFAR10_LABELS = (
 )  # fmt: skip
 SPLIT_SEED = 20180618
 """Seed of the validation split. It is part of the data set's definition: never vary it."""
-
-
-class DataError(Exception):
-    """A data set that is missing or not what its format says."""
 
 
 @dataclass(frozen=True)
@@ -149,11 +147,10 @@ def load_cifar(name: str, root: Path, split: str) -> Images:
             targets = torch.from_numpy(np.concatenate([t for _, t in parts]))
             if int(targets.max()) >= len(labels):
                 raise DataError(
-                    f"{folder}: class {int(targets.max())} found, {layout.names} names {len(labels)}"
+                    f"{folder}: class {int(targets.max())} found, "
+                    f"{layout.names} names {len(labels)}"
                 )
-            return Images(
-                torch.from_numpy(np.concatenate([p for p, _ in parts])), targets, labels
-            )
+            return Images(torch.from_numpy(np.concatenate([p for p, _ in parts])), targets, labels)
     folders = " or ".join(layout.folder for layout in layouts)
     raise DataError(f"no {name} {split} files in {root}: unpack {_GET[name]} there ({folders})")
 

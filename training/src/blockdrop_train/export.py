@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from .data import Normalise
+from .errors import ExportError
 from .flops import full_flops, policy_flops
 from .graphs import (
     OPSET,
-    ExportError,
     block_graph,
     head_graph,
     policy_graph,
@@ -140,7 +140,7 @@ class Bundle:
         self.normalise = Normalise(tuple(given["mean"]), tuple(given["std"]))
 
     def _checked(self, entry: dict[str, Any]) -> bytes:
-        content = (self.folder / entry["file"]).read_bytes()
+        content: bytes = (self.folder / entry["file"]).read_bytes()
         found = hashlib.sha256(content).hexdigest()
         if found != entry["sha256"]:
             raise ExportError(

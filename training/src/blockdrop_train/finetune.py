@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from . import data, loop
-from .checkpoint import CheckpointError
 from .curriculum import distillation, nets_of, path_scores
+from .errors import CheckpointError
 from .loop import Batch, Job, Phase
 from .nets import Policy, ResNet
 from .reinforce import bounded, policy_loss, reward

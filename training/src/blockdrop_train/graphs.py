@@ -10,6 +10,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from .errors import ExportError
 from .nets import (
     Block,
     Branch,
@@ -24,10 +25,6 @@ from .nets import (
 
 OPSET = 17
 IR_VERSION = 8
-
-
-class ExportError(Exception):
-    """A net that cannot be written, or a bundle that does not agree with its net."""
 
 
 def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from . import checkpoint, data
 from .config import Config
+from .errors import CheckpointError
 from .progress import Progress
 from .workers import World
 
@@ -129,11 +130,11 @@ def load_nets(path: Path, nets: dict[str, nn.Module]) -> dict[str, Any]:
     saved = checkpoint.load(path)
     for name, net in nets.items():
         if name not in saved["nets"]:
-            raise checkpoint.CheckpointError(f"{path} holds no '{name}'")
+            raise CheckpointError(f"{path} holds no '{name}'")
         try:
             net.load_state_dict(saved["nets"][name])
         except RuntimeError as error:
-            raise checkpoint.CheckpointError(f"{path}: '{name}' does not fit: {error}") from error
+            raise CheckpointError(f"{path}: '{name}' does not fit: {error}") from error
     return saved
 
 

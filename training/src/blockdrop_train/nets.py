@@ -137,7 +137,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The kept block, ``relu(shortcut(x) + F(x))``."""
-        return F.relu(self.shortcut(x) + self.branch(x))
+        return cast(Tensor, F.relu(self.shortcut(x) + self.branch(x)))
 
     def masked(self, x: Tensor, keep: Tensor) -> Tensor:
         """Run the block for the images with ``keep`` only; the others get ``shortcut(x)``.
@@ -148,7 +148,7 @@ class Block(nn.Module):
         """
         rows = keep.nonzero().squeeze(1)
         if len(rows) == len(x):
-            return cast(Tensor, self(x))
+            return self.forward(x)
         short = self.shortcut(x)
         if len(rows) == 0:
             return cast(Tensor, short)
@@ -331,9 +331,7 @@ def imagenet_resnet(depth: int, classes: int, size: int = 224) -> ResNet:
             )
             blocks.append(Block(BottleneckBranch(inputs, outputs, stride), shortcut))
             inputs = outputs
-    net = ResNet(
-        ImageNetStem(), blocks, IMAGENET_SEGMENTS[depth], inputs, classes, (3, size, size)
-    )
+    net = ResNet(ImageNetStem(), blocks, IMAGENET_SEGMENTS[depth], inputs, classes, (3, size, size))
     initialise(net)
     return net
 

@@ -15,7 +15,9 @@ from tqdm import tqdm
 class Progress:
     """The log of one run; silent on every worker but the first."""
 
-    def __init__(self, folder: Path, title: str, total: int, done: int, batch: int, on: bool):
+    def __init__(
+        self, folder: Path, title: str, total: int, done: int, batch: int, on: bool
+    ) -> None:
         self.on = on
         self.batch = batch
         self.total = total

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,9 @@ class World:
         flat = torch.cat([t.reshape(-1) for t in tensors])
         dist.all_reduce(flat)
         flat /= self.size
-        for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        for tensor, part in zip(
+            tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True
+        ):
             tensor.copy_(part.view_as(tensor))
 
     @torch.no_grad()
@@ -73,4 +75,4 @@ def launch(size: int, threads: int, work: Callable[[World], None]) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(_enter, args=(size, port, threads, work), nprocs=size, join=True)
+    spawn(_enter, args=(size, port, threads, work), nprocs=size, join=True)
