@@ -137,7 +137,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The kept block, ``relu(shortcut(x) + F(x))``."""
-        return cast(Tensor, F.relu(self.shortcut(x) + self.branch(x)))
+        return F.relu(self.shortcut(x) + self.branch(x))
 
     def masked(self, x: Tensor, keep: Tensor) -> Tensor:
         """Run the block for the images with ``keep`` only; the others get ``shortcut(x)``.
@@ -149,9 +149,9 @@ class Block(nn.Module):
         rows = keep.nonzero().squeeze(1)
         if len(rows) == len(x):
             return self.forward(x)
-        short = self.shortcut(x)
+        short: Tensor = self.shortcut(x)
         if len(rows) == 0:
-            return cast(Tensor, short)
+            return short
         kept = F.relu(take_rows(short, rows) + self.branch(take_rows(x, rows)))
         return put_rows(short, rows, kept)
 
@@ -162,7 +162,7 @@ class Block(nn.Module):
             x: [N, C, H, W].
             gate: float [N].
         """
-        short = self.shortcut(x)
+        short: Tensor = self.shortcut(x)
         kept = F.relu(short + self.branch(x))
         g = gate.to(kept.dtype)[:, None, None, None]
         return short + g * (kept - short)

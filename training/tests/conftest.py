@@ -1,0 +1,71 @@
+"""Tiny nets and made-up images that the tests share."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from blockdrop_train.config import Base, Config, Curriculum, Finetune, Masks, Net, PolicyNet
+
+torch.set_num_threads(1)
+
+
+def shake(net: nn.Module, seed: int = 0) -> None:
+    """Give batch norms statistics and weights that a mistake in folding would show."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None and module.running_var is not None
+            size = module.running_mean.shape
+            module.running_mean.copy_(0.2 * torch.randn(size, generator=generator))
+            module.running_var.copy_(0.5 + torch.rand(size, generator=generator))
+            module.weight.data.copy_(0.3 + 0.6 * torch.rand(size, generator=generator))
+            module.bias.data.copy_(0.2 * torch.randn(size, generator=generator))
+
+
+def write_cifar(folder: Path, per_batch: int = 60, test: int = 40, seed: int = 0) -> Path:
+    """A made-up CIFAR-10 in the binary layout; a class is a colour, so a net can learn it."""
+    draw = np.random.default_rng(seed)
+    home = folder / "cifar-10-batches-bin"
+    home.mkdir(parents=True)
+    palette = np.random.default_rng(7).integers(0, 256, (10, 3))
+    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
+        count = test if name == "test_batch" else per_batch
+        classes = draw.integers(0, 10, count)
+        pixels = palette[classes][:, :, None] + draw.integers(-20, 21, (count, 3, 1024))
+        records = np.concatenate([classes[:, None], pixels.clip(0, 255).reshape(count, -1)], 1)
+        (home / f"{name}.bin").write_bytes(records.astype(np.uint8).tobytes())
+    (home / "batches.meta.txt").write_text("\n".join("abcdefghij") + "\n\n")
+    return folder
+
+
+@pytest.fixture
+def cifar(tmp_path: Path) -> Path:
+    return write_cifar(tmp_path / "data")
+
+
+@pytest.fixture
+def tiny() -> Config:
+    """A net of 3 narrow blocks and short phases."""
+    return Config(
+        name="tiny",
+        net=Net(depth=8, widths=(4, 6, 8)),
+        policy=PolicyNet(widths=(4, 4, 4), pool=4),
+        base=Base(epochs=2, batch=30, rate=0.1, masks=Masks(start=0.5)),
+        curriculum=Curriculum(method="gates", epochs=2, batch=30, warmup_epochs=1, flops=9e5),
+        finetune=Finetune(method="paths", epochs=2, batch=30, rate=0.05),
+    )
+
+
+def paper_method(config: Config) -> Config:
+    """The same run by the paper's estimator."""
+    return dataclasses.replace(
+        config,
+        curriculum=dataclasses.replace(config.curriculum, method="reinforce"),
+        finetune=dataclasses.replace(config.finetune, method="reinforce"),
+    )

@@ -1,0 +1,98 @@
+"""The command line, from base training to a bundle, and its errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from blockdrop_train import config
+from blockdrop_train.cli import main
+from blockdrop_train.errors import ConfigError
+from blockdrop_train.export import Bundle
+
+TINY = """
+name = "tiny"
+[net]
+depth = 8
+widths = [4, 6, 8]
+[policy]
+widths = [4, 4, 4]
+pool = 4
+[base]
+epochs = 1
+batch = 90
+[curriculum]
+method = "gates"
+epochs = 1
+batch = 90
+flops = 9e5
+[finetune]
+method = "paths"
+epochs = 1
+batch = 90
+"""
+
+
+def test_from_base_to_bundle(
+    cifar: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = tmp_path / "tiny.toml"
+    settings.write_text(TINY)
+    common = ["--config", str(settings), "--data", str(cifar), "--run", str(tmp_path / "run")]
+    for command in ("base", "curriculum", "finetune"):
+        assert main([command, *common, "--device", "cpu"]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", *common, "--split", "test"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["phase"] == "finetune"
+    assert figures["policy"]["images"] == 40
+    target = tmp_path / "models" / "tiny" / "1"
+    assert main(["export", *common, "--output", str(target), "--phase", "curriculum"]) == 0
+    manifest = Bundle(target).manifest
+    assert manifest["provenance"]["phase"] == "curriculum"
+    assert manifest["provenance"]["config"]["net"]["depth"] == 8
+    assert manifest["measured"]["test"]["images"] == 40
+    assert manifest["measured"]["validation"]["policy"]["distinct_masks"] >= 1
+
+
+def test_errors_name_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["base", "--config", str(tmp_path / "none.toml")]) == 1
+    assert "no configuration file" in capsys.readouterr().err
+    settings = tmp_path / "tiny.toml"
+    settings.write_text(TINY)
+    data = ["--config", str(settings), "--data", str(tmp_path), "--run", str(tmp_path / "r")]
+    assert main(["base", *data]) == 1
+    assert "unpack the CIFAR-10" in capsys.readouterr().err
+    assert main(["evaluate", *data]) == 1
+    assert "has no finetune or curriculum checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "name = 'x'\n[base]\nepoch = 3",
+            r"config.base: unknown key epoch; expected one of epochs",
+        ),
+        ("name = 'x'\n[base]\nepochs = '3'", r"config.base.epochs: expected int, found '3'"),
+        ("name = 'x'\n[curriculum]\nmethod = 'magic'", r"'magic', expected reinforce or gates"),
+        ("seed = 3", r"name"),
+        ("name = ", r"Invalid value"),
+    ],
+)
+def test_wrong_configurations_are_refused(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "config"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        config.read(path)
+
+
+def test_every_published_configuration_reads() -> None:
+    paths = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
+    assert paths
+    for path in paths:
+        settings = config.read(path)
+        assert settings.name == path.stem
+        assert settings.build_net().depth > 0

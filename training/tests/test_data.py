@@ -1,0 +1,101 @@
+"""Data sets in their layouts, the split, augmentation and order."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from blockdrop_train import data
+from blockdrop_train.errors import DataError
+
+
+def test_split_is_fixed_and_disjoint(cifar: Path) -> None:
+    train, held = (data.load("cifar10", cifar, s) for s in ("train", "validation"))
+    assert (len(train), len(held)) == (270, 30)
+    assert torch.equal(held.pixels, data.load("cifar10", cifar, "validation").pixels)
+    together = torch.cat([train.pixels, held.pixels]).flatten(1)
+    assert len(torch.unique(together, dim=0)) == 300
+    assert len(data.load("cifar10", cifar, "test")) == 40
+
+
+def test_python_layout_equals_binary(cifar: Path, tmp_path: Path) -> None:
+    home = tmp_path / "py" / "cifar-10-batches-py"
+    home.mkdir(parents=True)
+    for path in (cifar / "cifar-10-batches-bin").glob("*.bin"):
+        raw = np.fromfile(path, dtype=np.uint8).reshape(-1, 3073)
+        content = {b"data": raw[:, 1:], b"labels": raw[:, 0].tolist()}
+        (home / path.stem).write_bytes(pickle.dumps(content))
+    names = [n.encode() for n in data.load("cifar10", cifar, "test").labels]
+    (home / "batches.meta").write_bytes(pickle.dumps({b"label_names": names}))
+    for split in ("train", "test"):
+        a, b = (data.load("cifar10", root, split) for root in (cifar, tmp_path / "py"))
+        assert torch.equal(a.pixels, b.pixels)
+        assert torch.equal(a.targets, b.targets)
+        assert a.labels == b.labels
+
+
+def test_cifar100_reads_the_fine_label(tmp_path: Path) -> None:
+    home = tmp_path / "cifar-100-binary"
+    home.mkdir()
+    record = bytes([3, 42]) + bytes(3072)
+    for name in ("train.bin", "test.bin"):
+        (home / name).write_bytes(record * 10)
+    (home / "fine_label_names.txt").write_text("\n".join(f"c{i}" for i in range(100)))
+    images = data.load("cifar100", tmp_path, "test")
+    assert images.targets.tolist() == [42] * 10
+    assert len(images.labels) == 100
+
+
+def test_missing_data_says_where_to_get_it(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="unpack the CIFAR-10 binary or Python archive"):
+        data.load("cifar10", tmp_path, "train")
+    with pytest.raises(DataError, match="expected one of cifar10, cifar100"):
+        data.load("mnist", tmp_path, "train")
+
+
+def test_truncated_file_is_refused(cifar: Path) -> None:
+    path = cifar / "cifar-10-batches-bin" / "data_batch_3.bin"
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(DataError, match=r"data_batch_3.bin: .* expected a multiple of 3073"):
+        data.load("cifar10", cifar, "train")
+
+
+def test_augmentation_crops_and_flips() -> None:
+    pixels = torch.randint(1, 256, (64, 3, 32, 32), dtype=torch.uint8)
+    out = data.augment(pixels, data.generator_for(1))
+    assert out.shape == pixels.shape
+    padded = torch.nn.functional.pad(pixels, (4, 4, 4, 4))
+    seen = set()
+    for image, wide in zip(out, padded, strict=True):
+        matches = [
+            (top, left, flip)
+            for top in range(9)
+            for left in range(9)
+            for flip in (False, True)
+            if torch.equal(
+                image.flip(2) if flip else image, wide[:, top : top + 32, left : left + 32]
+            )
+        ]
+        assert len(matches) == 1
+        seen.add(matches[0])
+    assert {flip for _, _, flip in seen} == {False, True}
+    assert len(seen) > 32
+    assert torch.equal(out, data.augment(pixels, data.generator_for(1)))
+
+
+def test_workers_share_an_epoch() -> None:
+    parts = [torch.cat(data.batches(100, 8, 5, 2, rank, 3)) for rank in range(3)]
+    together = torch.cat(parts)
+    assert len(together) == 96 == len(torch.unique(together))
+    assert not torch.equal(parts[0], torch.cat(data.batches(100, 8, 5, 3, 0, 3)))
+
+
+def test_normalise() -> None:
+    x = data.Normalise((0.5, 0.5, 0.5), (0.25, 0.5, 1.0))(
+        torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)
+    )
+    torch.testing.assert_close(x[0, :, 0, 0], torch.tensor([2.0, 1.0, 0.5]))

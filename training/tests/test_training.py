@@ -1,0 +1,154 @@
+"""Runs: resumed exactly, in step among workers, and a curriculum that learns."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import paper_method, write_cifar
+
+from blockdrop_train import base, checkpoint, curriculum, finetune, loop, workers
+from blockdrop_train.config import Base, Config, Curriculum, Masks
+from blockdrop_train.errors import CheckpointError
+from blockdrop_train.loop import Job
+from blockdrop_train.reinforce import bounded, forced, policy_loss, reward
+
+TRAINERS = {"base": base.train, "curriculum": curriculum.train, "finetune": finetune.train}
+
+
+def job(config: Config, folder: Path, data: Path, **more: Any) -> Job:
+    return Job(config, folder, data, bfloat16=False, **more)
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)
+
+
+@pytest.mark.parametrize("method", ["ours", "paper"])
+def test_stopped_and_resumed_equals_uninterrupted(
+    method: str, tiny: Config, cifar: Path, tmp_path: Path
+) -> None:
+    config = tiny if method == "ours" else paper_method(tiny)
+    for phase, train in TRAINERS.items():
+        train(job(config, tmp_path / "whole", cifar))
+        for stop in (4, 13, None):
+            train(job(config, tmp_path / "parts", cifar, stop_after=stop))
+        whole, parts = (
+            checkpoint.load(tmp_path / name / f"{phase}.pt") for name in ("whole", "parts")
+        )
+        assert whole["step"] == 18
+        for key in ("step", "nets", "optimisers", "state"):
+            assert same(whole[key], parts[key]), (phase, key)
+    lines = (tmp_path / "whole" / "finetune" / "log.jsonl").read_text().splitlines()
+    last = json.loads(lines[-1])
+    assert last["epoch"] == 2
+    assert 0 <= last["policy"]["blocks_mean"] <= 3
+
+
+def test_two_workers_take_one_step_together(tiny: Config, cifar: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(tiny, base=dataclasses.replace(tiny.base, epochs=1))
+    work = functools.partial(base.train, job(config, tmp_path / "run", cifar))
+    workers.launch(2, 1, work)
+    saved = checkpoint.load(tmp_path / "run" / "base.pt")
+    assert saved["step"] == 9
+    assert all(torch.isfinite(v).all() for v in saved["nets"]["net"].values())
+
+
+def test_a_useless_block_gets_dropped(tmp_path: Path) -> None:
+    """REINFORCE finds that block 1 adds nothing, and keeps what the classes need."""
+    cifar = write_cifar(tmp_path / "data", per_batch=200)
+    config = Config(
+        name="toy",
+        net=dataclasses.replace(Config("").net, depth=8, widths=(4, 6, 8)),
+        policy=dataclasses.replace(Config("").policy, widths=(4, 4, 4), pool=4),
+        base=Base(epochs=6, batch=50, rate=0.2, masks=Masks(start=1.0)),
+        curriculum=Curriculum(epochs=14, batch=50, rate=5e-3, epochs_per_block=2),
+    )
+    run = job(config, tmp_path / "run", cifar)
+    net, policy = curriculum.nets_of(run)
+    # With a branch of zeros, and an input that a relu made, keeping the block changes nothing.
+    base.train(run)
+    saved = checkpoint.load(run.checkpoint("base"))
+    weights = saved["nets"]["net"]
+    for part in ("weight", "bias"):
+        weights[f"blocks.1.branch.norm2.{part}"].zero_()
+    checkpoint.save(run.checkpoint("base"), saved)
+    curriculum.train(run)
+    loop.load_nets(run.checkpoint("curriculum"), {"net": net, "policy": policy})
+    figures = checkpoint.load(run.checkpoint("curriculum"))["validation"]
+    assert figures["keep_rates"][1] < 0.1, figures
+    assert figures["policy"]["accuracy"] >= figures["full"]["accuracy"] - 0.05, figures
+
+
+def test_curriculum_without_base_says_what_to_do(tiny: Config, cifar: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="train a base net first"):
+        curriculum.train(job(tiny, tmp_path / "run", cifar))
+
+
+def test_impossible_budget_is_refused(tiny: Config, cifar: Path, tmp_path: Path) -> None:
+    base.train(job(tiny, tmp_path / "run", cifar))
+    config = dataclasses.replace(tiny, curriculum=dataclasses.replace(tiny.curriculum, flops=1e5))
+    with pytest.raises(ValueError, match="cannot be met"):
+        curriculum.train(job(config, tmp_path / "run", cifar))
+
+
+def test_checkpoint_of_another_net_is_refused(tiny: Config, cifar: Path, tmp_path: Path) -> None:
+    base.train(job(tiny, tmp_path / "run", cifar))
+    config = dataclasses.replace(tiny, net=dataclasses.replace(tiny.net, depth=14))
+    with pytest.raises(CheckpointError, match="does not fit"):
+        curriculum.train(job(config, tmp_path / "run", cifar))
+
+
+def test_a_kill_while_saving_leaves_the_old_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "base.pt"
+    checkpoint.save(path, {"step": 1})
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(path, {"step": 2})
+    monkeypatch.undo()
+    assert checkpoint.load(path)["step"] == 1
+
+
+def test_reward_is_equation_2() -> None:
+    masks = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0], [1, 0, 0, 0]]).bool()
+    right = torch.tensor([True, True, True, False])
+    torch.testing.assert_close(reward(masks, right, 5), torch.tensor([0.75, 0.0, 1.0, -5.0]))
+
+
+def test_bounded_probabilities_stay_within_alpha() -> None:
+    p = bounded(torch.tensor([-50.0, 0.0, 50.0]), 0.8)
+    torch.testing.assert_close(p, torch.tensor([0.2, 0.5, 0.8]))
+
+
+def test_curriculum_forces_the_first_blocks() -> None:
+    masks = forced(torch.zeros(2, 5, dtype=torch.bool), 2)
+    assert masks.tolist() == [[True] * 3 + [False] * 2] * 2
+
+
+def test_policy_gradient_follows_the_advantage() -> None:
+    logits = torch.zeros(2, 3, requires_grad=True)
+    sampled = torch.tensor([[True, False, True], [True, False, True]])
+    loss = policy_loss(bounded(logits, 0.8), sampled, torch.tensor([1.0, -1.0]), 2, 0.0)
+    loss.backward()
+    assert logits.grad is not None
+    # Block 0 is not in the curriculum yet; image 0 did better than its baseline, image 1 worse.
+    assert (logits.grad[:, 0] == 0).all()
+    assert logits.grad[0, 1] > 0 > logits.grad[0, 2]
+    assert logits.grad[1, 1] < 0 < logits.grad[1, 2]
