@@ -4,6 +4,11 @@
 //! (Wu et al., "BlockDrop: Dynamic Inference Paths in Residual Networks", CVPR 2018).
 
 pub mod bundle;
+pub mod dataset;
 pub mod engine;
 pub mod image;
 pub mod policy;
+pub mod registry;
+pub mod scheduler;
+pub mod server;
+pub mod telemetry;

@@ -1,0 +1,133 @@
+//! Options that several subcommands share.
+
+use std::num::NonZero;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use blockdrop::bundle::Bundle;
+use blockdrop::engine::{Engine, Provider, Runtime};
+use blockdrop::policy::{Choice, PATHS};
+use blockdrop::registry;
+use clap::Args;
+
+use super::Failure;
+use super::checked::{Checked, Problems};
+
+/// What the graphs run on.
+#[derive(Debug, Args)]
+pub(crate) struct RunOn {
+    /// What the graphs run on: cpu, cuda or cuda:N. A provider that cannot be had is an error, never a run on another.
+    #[arg(long, env = "BLOCKDROP_PROVIDER", default_value = "cpu")]
+    provider: Checked<Provider>,
+
+    /// Worker threads, each with one thread of ONNX Runtime [default: the cores this process may use].
+    #[arg(long, env = "BLOCKDROP_WORKERS")]
+    workers: Option<Checked<usize>>,
+
+    /// ONNX Runtime's library, libonnxruntime.so or .dylib [default: what ORT_DYLIB_PATH names].
+    #[arg(long, env = "BLOCKDROP_ONNXRUNTIME")]
+    onnxruntime: Option<PathBuf>,
+}
+
+/// [`RunOn`], checked.
+#[derive(Debug, Clone)]
+pub(crate) struct Running {
+    pub(crate) provider: Provider,
+    pub(crate) workers: usize,
+    pub(crate) onnxruntime: Option<PathBuf>,
+}
+
+impl RunOn {
+    pub(crate) fn check(self, problems: &mut Problems) -> Option<Running> {
+        let provider = problems.take("--provider", "cpu, cuda or cuda:N", self.provider, |_| true);
+        let workers = match self.workers {
+            // Follows the cgroup's quota and the CPU affinity.
+            None => Some(std::thread::available_parallelism().map_or(1, NonZero::get)),
+            Some(workers) => {
+                problems.take("--workers", "1 to 1024 threads", workers, |workers| (1..=1024).contains(workers))
+            }
+        };
+        let onnxruntime = self.onnxruntime.or_else(|| std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from));
+        Some(Running { provider: provider?, workers: workers?, onnxruntime })
+    }
+}
+
+impl Running {
+    /// An engine for `bundle` with a replica for each worker.
+    pub(crate) fn engine(&self, bundle: Bundle) -> Result<Engine, Failure> {
+        let runtime = Runtime::load(self.onnxruntime.as_deref())?;
+        Ok(Engine::new(Arc::new(bundle), runtime, self.provider, self.workers)?)
+    }
+}
+
+/// How masks are chosen.
+#[derive(Debug, Args)]
+pub(crate) struct Masks {
+    #[arg(long, env = "BLOCKDROP_PATH", default_value = "policy", help = format!("Which blocks run: {PATHS}"))]
+    path: Checked<blockdrop::policy::Path>,
+
+    /// Keep a block from this probability on [default: the model's own].
+    #[arg(long, env = "BLOCKDROP_THRESHOLD")]
+    threshold: Option<Checked<f64>>,
+
+    /// Drop the least wanted blocks until at most this many are kept.
+    #[arg(long, env = "BLOCKDROP_MAX_BLOCKS")]
+    max_blocks: Option<Checked<usize>>,
+
+    /// Drop the least wanted blocks until policy and path cost at most this many FLOPs.
+    #[arg(long, env = "BLOCKDROP_MAX_FLOPS")]
+    max_flops: Option<Checked<u64>>,
+}
+
+impl Masks {
+    pub(crate) fn check(self, problems: &mut Problems) -> Option<Choice> {
+        let path = problems.take("--path", PATHS, self.path, |_| true);
+        let threshold = self.threshold.map(|value| {
+            problems.take("--threshold", "a probability from 0 to 1", value, |value| (0.0..=1.0).contains(value))
+        });
+        let max_blocks =
+            self.max_blocks.map(|value| problems.take("--max-blocks", "a number of blocks", value, |_| true));
+        let max_flops = self.max_flops.map(|value| problems.take("--max-flops", "a number of FLOPs", value, |_| true));
+        Some(Choice {
+            path: path?,
+            threshold: threshold.flatten(),
+            max_blocks: max_blocks.flatten(),
+            max_flops: max_flops.flatten(),
+        })
+    }
+}
+
+/// Which bundle: a directory, or the default model of a repository.
+#[derive(Debug, Args)]
+pub(crate) struct Which {
+    /// Directory of the bundle [default: the default model of --models, its newest version].
+    #[arg(long, env = "BLOCKDROP_BUNDLE")]
+    bundle: Option<PathBuf>,
+
+    /// Directory of models, <name>/<version>/bundle.json.
+    #[arg(long, env = "BLOCKDROP_MODELS", default_value = "models")]
+    models: PathBuf,
+
+    /// Name of the default model; needed where there are several.
+    #[arg(long, env = "BLOCKDROP_DEFAULT_MODEL")]
+    default_model: Option<String>,
+}
+
+impl Which {
+    pub(crate) fn load(self) -> Result<Bundle, Failure> {
+        let dir = match self.bundle {
+            Some(dir) => dir,
+            None => registry::default_bundle(&self.models, self.default_model.as_deref())?,
+        };
+        Ok(Bundle::load(&dir)?)
+    }
+}
+
+/// `models/<name>/<version>` as `<name> version <version>`; any other directory as it is.
+pub(crate) fn title(dir: &Path) -> String {
+    let part = |path: Option<&Path>| path?.file_name()?.to_str().map(str::to_owned);
+    match (part(dir.parent()), part(Some(dir))) {
+        (Some(name), Some(version)) if version.parse::<u64>().is_ok() => format!("{name} version {version}"),
+        _ => dir.display().to_string(),
+    }
+}

@@ -1,0 +1,144 @@
+//! `blockdrop serve`
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use blockdrop::server::{Limits, Settings, serve};
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::checked::{Checked, Problems};
+use super::options::RunOn;
+use super::{Failure, Usage};
+
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Address of the public listener.
+    #[arg(long, env = "BLOCKDROP_HTTP_ADDR", default_value = "0.0.0.0:8080")]
+    http_addr: Checked<SocketAddr>,
+
+    /// Address of the admin listener: /metrics, /livez, /readyz. Keep it from applications.
+    #[arg(long, env = "BLOCKDROP_ADMIN_ADDR", default_value = "127.0.0.1:8081")]
+    admin_addr: Checked<SocketAddr>,
+
+    /// Directory of models, <name>/<version>/bundle.json.
+    #[arg(long, env = "BLOCKDROP_MODELS", default_value = "models")]
+    models: PathBuf,
+
+    /// Model of requests that name none [default: the only one, if there is only one].
+    #[arg(long, env = "BLOCKDROP_DEFAULT_MODEL")]
+    default_model: Option<String>,
+
+    #[command(flatten)]
+    run_on: RunOn,
+
+    /// Images that a worker runs at a time, at most.
+    #[arg(long, env = "BLOCKDROP_MAX_BATCH", default_value = "8")]
+    max_batch: Checked<usize>,
+
+    /// Images that may wait; beyond it requests are refused with 503 at once.
+    #[arg(long, env = "BLOCKDROP_MAX_QUEUE", default_value = "256")]
+    max_queue: Checked<usize>,
+
+    /// Images in one request, at most.
+    #[arg(long, env = "BLOCKDROP_MAX_IMAGES", default_value = "64")]
+    max_images: Checked<usize>,
+
+    /// Bytes of a request's body, at most.
+    #[arg(long, env = "BLOCKDROP_MAX_BODY_BYTES", default_value = "16777216")]
+    max_body_bytes: Checked<usize>,
+
+    /// Bytes of all bodies in memory at once, at most; beyond it requests are refused with 503.
+    #[arg(long, env = "BLOCKDROP_MAX_BODIES_BYTES", default_value = "268435456")]
+    max_bodies_bytes: Checked<usize>,
+
+    /// Pixels of an image, at most; checked before anything is allocated for them.
+    #[arg(long, env = "BLOCKDROP_MAX_PIXELS", default_value = "64000000")]
+    max_pixels: Checked<u64>,
+
+    /// Time for a request, from its head to its answer; beyond it 504 (or 408 while its body arrives).
+    #[arg(long, env = "BLOCKDROP_REQUEST_TIMEOUT", default_value = "10s")]
+    request_timeout: Checked<humantime::Duration>,
+
+    /// Time for accepted requests to be answered after SIGTERM or SIGINT.
+    #[arg(long, env = "BLOCKDROP_DRAIN_TIMEOUT", default_value = "25s")]
+    drain_timeout: Checked<humantime::Duration>,
+}
+
+pub(crate) fn run(options: Options) -> Result<(), Failure> {
+    let settings = options.check()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        // Decoding is bounded by cores already; this bounds the threads behind it.
+        .max_blocking_threads(settings.workers + 4)
+        .build()?;
+    let result = runtime.block_on(async {
+        let stop = stop_signal()?;
+        serve(settings, stop).await.map_err(anyhow::Error::from)
+    });
+    // A decode that never returns must not hold up the end.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    Ok(result?)
+}
+
+/// Resolves at SIGTERM or SIGINT. A second one ends the process at once.
+fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        let mut either = async || tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} };
+        either().await;
+        tokio::spawn(async move {
+            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+            tracing::warn!("stopped at once by a second signal");
+            std::process::exit(130);
+        });
+    })
+}
+
+impl Options {
+    /// The settings, or everything that is wrong with the options.
+    fn check(self) -> Result<Settings, Usage> {
+        let mut problems = Problems::default();
+        const ADDRESS: &str = "an IP address and a port such as 0.0.0.0:8080";
+        let some = |value: &usize| *value > 0;
+        let http_addr = problems.take("--http-addr", ADDRESS, self.http_addr, |_| true);
+        let admin_addr = problems.take("--admin-addr", ADDRESS, self.admin_addr, |_| true);
+        let running = self.run_on.check(&mut problems);
+        let max_batch =
+            problems.take("--max-batch", "1 to 512 images", self.max_batch, |images| (1..=512).contains(images));
+        let max_queue = problems
+            .take("--max-queue", "1 to 1000000 images", self.max_queue, |images| (1..=1_000_000).contains(images));
+        let max_images = problems.take("--max-images", "a number of images from 1", self.max_images, some);
+        let body = problems.take("--max-body-bytes", "a number of bytes from 1", self.max_body_bytes, some);
+        let bodies =
+            problems.take("--max-bodies-bytes", "at least --max-body-bytes", self.max_bodies_bytes, |bodies| {
+                body.is_none_or(|body| *bodies >= body.max(1024))
+            });
+        let pixels = problems.take("--max-pixels", "a number of pixels from 1", self.max_pixels, |pixels| *pixels > 0);
+        const TIME: &str = "a time from 1ms to 1day such as 10s";
+        let fits =
+            |time: &humantime::Duration| (Duration::from_millis(1)..=Duration::from_secs(86_400)).contains(&**time);
+        let time = problems.take("--request-timeout", TIME, self.request_timeout, fits);
+        let drain = problems.take("--drain-timeout", TIME, self.drain_timeout, fits);
+
+        let settings = || {
+            let running = running?;
+            Some(Settings {
+                http_addr: http_addr?,
+                admin_addr: admin_addr?,
+                models: self.models,
+                default_model: self.default_model,
+                onnxruntime: running.onnxruntime,
+                provider: running.provider,
+                workers: running.workers,
+                max_batch: max_batch?,
+                max_queue: max_queue?,
+                limits: Limits { body: body?, bodies: bodies?, pixels: pixels?, images: max_images?, time: *time? },
+                drain: *drain?,
+            })
+        };
+        let settings = settings();
+        problems.or(settings)
+    }
+}

@@ -1,0 +1,232 @@
+//! The models that are loaded: `models/<name>/<version>/`, all checked and warm before the first request.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::bundle::{Bundle, BundleError};
+use crate::engine::{Backend, Engine, EngineError, Provider, Runtime};
+use crate::policy::Costs;
+use crate::scheduler;
+use crate::telemetry::{Metrics, ModelMetrics};
+
+/// A loaded model: one version of one name.
+pub struct Model {
+    pub name: String,
+    pub version: u64,
+    pub engine: Engine,
+    pub metrics: Arc<ModelMetrics>,
+}
+
+impl scheduler::Model for Model {
+    fn backend(&self) -> &dyn Backend {
+        &self.engine
+    }
+
+    fn costs(&self) -> &Costs {
+        self.engine.costs()
+    }
+
+    fn metrics(&self) -> &ModelMetrics {
+        &self.metrics
+    }
+}
+
+/// Why a repository of models cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    #[error("{}: cannot be read: {source}", dir.display())]
+    Read { dir: PathBuf, source: std::io::Error },
+    #[error("{}: no model found, expected <name>/<version>/bundle.json with a number as version", .0.display())]
+    Empty(PathBuf),
+    #[error("default model '{name}' not found, expected one of: {known}")]
+    Default { name: String, known: String },
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    #[error("{}: {source}", dir.display())]
+    Engine { dir: PathBuf, source: EngineError },
+}
+
+/// A request for a model that is not there.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unknown {
+    #[error("model: none named and no default, expected one of: {known}")]
+    Unnamed { known: String },
+    #[error("model '{name}' not found, expected one of: {known}")]
+    Name { name: String, known: String },
+    #[error("version '{version}' of model '{name}' not found, expected one of: {known}")]
+    Version { name: String, version: String, known: String },
+}
+
+/// How models are made ready.
+#[derive(Debug, Clone, Copy)]
+pub struct LoadOptions {
+    pub provider: Provider,
+    /// Sets of sessions for each model: one for each worker.
+    pub replicas: usize,
+}
+
+/// All loaded models by name and version.
+pub struct Registry {
+    models: BTreeMap<String, BTreeMap<u64, Arc<Model>>>,
+    default: Option<String>,
+}
+
+impl Registry {
+    /// Loads every `<name>/<version>/` below `dir`. `default` is the model of requests that name none; where there is
+    /// only one model, it is that one.
+    ///
+    /// # Errors
+    /// All that is wrong, at once: bundles that do not fit, graphs that ONNX Runtime refuses, a default that is not
+    /// there.
+    pub fn load(
+        dir: &Path,
+        default: Option<&str>,
+        runtime: &Runtime,
+        options: LoadOptions,
+        metrics: &Metrics,
+    ) -> Result<Self, Vec<RegistryError>> {
+        let found = scan(dir).map_err(|error| vec![error])?;
+        let mut errors = Vec::new();
+        let mut bundles: BTreeMap<String, BTreeMap<u64, Arc<Bundle>>> = BTreeMap::new();
+        for (name, version, path) in found {
+            match Bundle::load(&path) {
+                Ok(bundle) => drop(bundles.entry(name).or_default().insert(version, Arc::new(bundle))),
+                Err(error) => errors.push(error.into()),
+            }
+        }
+        let known = || bundles.keys().cloned().collect::<Vec<_>>().join(", ");
+        let default = match default {
+            Some(name) if !bundles.contains_key(name) && errors.is_empty() => {
+                errors.push(RegistryError::Default { name: name.to_owned(), known: known() });
+                None
+            }
+            Some(name) => Some(name.to_owned()),
+            None if bundles.len() == 1 => bundles.keys().next().cloned(),
+            None => None,
+        };
+        if !errors.is_empty() {
+            return Err(errors);
+        }
+
+        let mut models: BTreeMap<String, BTreeMap<u64, Arc<Model>>> = BTreeMap::new();
+        for (name, versions) in bundles {
+            let blocks = versions.values().map(|bundle| bundle.blocks.len()).max().unwrap_or(0);
+            let metrics = metrics.model(&name, blocks);
+            for (version, bundle) in versions {
+                let started = std::time::Instant::now();
+                let path = bundle.dir.clone();
+                let engine = match Engine::new(bundle, runtime, options.provider, options.replicas) {
+                    Ok(engine) => engine,
+                    Err(source) => {
+                        errors.push(RegistryError::Engine { dir: path, source });
+                        continue;
+                    }
+                };
+                tracing::info!(
+                    model = name,
+                    version,
+                    blocks = engine.costs().blocks.len(),
+                    provider = %engine.provider(),
+                    seconds = started.elapsed().as_secs_f64(),
+                    "model loaded"
+                );
+                let model = Model { name: name.clone(), version, engine, metrics: Arc::clone(&metrics) };
+                models.entry(name.clone()).or_default().insert(version, Arc::new(model));
+            }
+            metrics.set_ready(true);
+        }
+        if errors.is_empty() { Ok(Self { models, default }) } else { Err(errors) }
+    }
+
+    /// The model of a request: the default where it names none, the newest version where it names none.
+    ///
+    /// # Errors
+    /// There is no such model or version.
+    pub fn get(&self, name: Option<&str>, version: Option<&str>) -> Result<&Arc<Model>, Unknown> {
+        let known = || self.models.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+        let name = name.or(self.default.as_deref()).ok_or_else(|| Unknown::Unnamed { known: known() })?;
+        let versions = self.versions(name).ok_or_else(|| Unknown::Name { name: shortened(name), known: known() })?;
+        match version {
+            None => Ok(versions.last_key_value().expect("a model has at least one version").1),
+            Some(version) => {
+                version.parse().ok().and_then(|number: u64| versions.get(&number)).ok_or_else(|| Unknown::Version {
+                    name: name.to_owned(),
+                    version: shortened(version),
+                    known: versions.keys().map(u64::to_string).collect::<Vec<_>>().join(", "),
+                })
+            }
+        }
+    }
+
+    /// The versions of the model called `name`, oldest first.
+    pub fn versions(&self, name: &str) -> Option<&BTreeMap<u64, Arc<Model>>> {
+        self.models.get(name)
+    }
+
+    /// The newest version of each model, by name.
+    pub fn newest(&self) -> impl Iterator<Item = &Arc<Model>> {
+        self.models.values().filter_map(|versions| versions.last_key_value()).map(|(_, model)| model)
+    }
+
+    /// Whether requests that name no model go to the one called `name`.
+    pub fn is_default(&self, name: &str) -> bool {
+        self.default.as_deref() == Some(name)
+    }
+}
+
+/// At most 80 characters of what a client sent.
+fn shortened(text: &str) -> String {
+    text.chars().take(80).collect()
+}
+
+/// Directory of the newest version of the default model of the repository `dir`: the one called `default`, or the only
+/// one.
+///
+/// # Errors
+/// There is none, or there are several and none is named.
+pub fn default_bundle(dir: &Path, default: Option<&str>) -> Result<PathBuf, RegistryError> {
+    let found = scan(dir)?;
+    let mut names: Vec<&str> = found.iter().map(|(name, ..)| name.as_str()).collect();
+    names.dedup();
+    let name = match (default, names.as_slice()) {
+        (Some(name), names) if names.contains(&name) => name,
+        (None, [only]) => only,
+        (name, names) => {
+            let name = name.unwrap_or("(none named)").to_owned();
+            return Err(RegistryError::Default { name, known: names.join(", ") });
+        }
+    };
+    let newest = found.iter().filter(|(model, ..)| model == name).max_by_key(|(_, version, _)| *version);
+    Ok(newest.expect("the name was found with a version").2.clone())
+}
+
+/// Every `<name>/<version>` below `dir`, by name and version. Hidden directories are passed over.
+fn scan(dir: &Path) -> Result<Vec<(String, u64, PathBuf)>, RegistryError> {
+    let mut found = Vec::new();
+    for model in subdirectories(dir)? {
+        for version in subdirectories(&model)? {
+            let name = |path: &Path| path.file_name().and_then(|name| name.to_str()).map(str::to_owned);
+            if let (Some(name), Some(number)) = (name(&model), name(&version).and_then(|name| name.parse().ok())) {
+                found.push((name, number, version));
+            } else {
+                tracing::warn!(path = %version.display(), "passed over: a version is a number");
+            }
+        }
+    }
+    if found.is_empty() { Err(RegistryError::Empty(dir.to_path_buf())) } else { Ok(found) }
+}
+
+fn subdirectories(dir: &Path) -> Result<Vec<PathBuf>, RegistryError> {
+    let failed = |source| RegistryError::Read { dir: dir.to_path_buf(), source };
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+        if path.is_dir() && !hidden {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}

@@ -1,0 +1,111 @@
+//! Who may wait: a bounded number of images, refused at once beyond it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use prometheus::IntGauge;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Why an image is not admitted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// As many images wait as may.
+    Full,
+    /// The server is stopping and takes no new requests.
+    Stopping,
+}
+
+/// Counts the images that are admitted and not yet taken up by a worker.
+pub struct Admission {
+    room: Arc<Semaphore>,
+    capacity: usize,
+    stopping: AtomicBool,
+    depth: IntGauge,
+}
+
+/// A waiting image's place; given back when dropped.
+#[derive(Debug)]
+pub struct Slot {
+    _place: OwnedSemaphorePermit,
+    depth: IntGauge,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.depth.dec();
+    }
+}
+
+impl Admission {
+    /// Room for `capacity` images; `depth` shows how many wait.
+    pub fn new(capacity: usize, depth: IntGauge) -> Self {
+        Self { room: Arc::new(Semaphore::new(capacity)), capacity, stopping: AtomicBool::new(false), depth }
+    }
+
+    /// How many images may wait.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// A place for the first image of a new request.
+    ///
+    /// # Errors
+    /// The queue is full, or the server is stopping.
+    pub fn enter(&self) -> Result<Slot, Refused> {
+        if self.stopping.load(Ordering::Acquire) {
+            return Err(Refused::Stopping);
+        }
+        self.place()
+    }
+
+    /// Places for `count` further images of a request that is in already: all or none.
+    ///
+    /// # Errors
+    /// There is not room for all of them.
+    pub fn more(&self, count: usize) -> Result<Vec<Slot>, Refused> {
+        (0..count).map(|_| self.place()).collect()
+    }
+
+    fn place(&self) -> Result<Slot, Refused> {
+        let place = Arc::clone(&self.room).try_acquire_owned().map_err(|_| Refused::Full)?;
+        self.depth.inc();
+        Ok(Slot { _place: place, depth: self.depth.clone() })
+    }
+
+    /// Refuses new requests from now on.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn admission(capacity: usize) -> Admission {
+        Admission::new(capacity, IntGauge::new("depth", "depth").unwrap())
+    }
+
+    #[test]
+    fn places_are_bounded_and_come_back() {
+        let admission = admission(3);
+        let first = admission.enter().unwrap();
+        assert_eq!(admission.more(3).unwrap_err(), Refused::Full);
+        assert_eq!(admission.depth.get(), 1, "a refused request leaves nothing behind");
+        let rest = admission.more(2).unwrap();
+        assert_eq!(admission.enter().unwrap_err(), Refused::Full);
+        assert_eq!(admission.depth.get(), 3);
+        drop((first, rest));
+        assert_eq!(admission.depth.get(), 0);
+        admission.enter().unwrap();
+    }
+
+    #[test]
+    fn a_stopping_server_refuses_new_requests_but_lets_admitted_ones_grow() {
+        let admission = admission(3);
+        let _first = admission.enter().unwrap();
+        admission.stop();
+        assert_eq!(admission.enter().unwrap_err(), Refused::Stopping);
+        assert_eq!(admission.more(2).unwrap().len(), 2);
+    }
+}

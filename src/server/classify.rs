@@ -1,0 +1,309 @@
+//! A request in any protocol: images in, each one's classes, path, FLOPs and times out.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use serde::Serialize;
+use tokio::sync::Semaphore;
+
+use super::error::{Error, Kind};
+use crate::engine::Answer;
+use crate::image::{decode, preprocess};
+use crate::policy::Selection;
+use crate::registry::{Model, Registry};
+use crate::scheduler::{Admission, Refused, Scheduler, Slot, Work};
+use crate::telemetry::Metrics;
+use crate::telemetry::metrics::{Rejected, Stage};
+
+/// What the protocols share: the models, the queue and the limits.
+pub struct Service {
+    pub registry: Registry,
+    pub admission: Arc<Admission>,
+    pub scheduler: Scheduler,
+    pub metrics: Arc<Metrics>,
+    pub limits: Limits,
+    /// Images being decoded at once: as many as there are cores.
+    decoders: Arc<Semaphore>,
+    /// Bodies in memory, in KiB.
+    bodies: Arc<Semaphore>,
+}
+
+/// What one request may cost.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Bytes of a request's body.
+    pub body: usize,
+    /// Bytes of all bodies in memory at once.
+    pub bodies: usize,
+    /// Pixels of an image.
+    pub pixels: u64,
+    /// Images of a request.
+    pub images: usize,
+    /// Time for a request, from its head to its answer.
+    pub time: Duration,
+}
+
+/// How a request's images are to be classified.
+#[derive(Clone)]
+pub struct Request {
+    pub model: Arc<Model>,
+    pub selection: Selection,
+    /// Classes to answer with, the most probable first.
+    pub top_k: usize,
+    pub deadline: Instant,
+}
+
+/// The answer for one image.
+#[derive(Debug, Clone, Serialize)]
+pub struct ImageResult {
+    pub predictions: Vec<Prediction>,
+    pub path: PathTaken,
+    pub flops: Flops,
+    pub timing_ms: Timing,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Prediction {
+    pub label: String,
+    pub class: usize,
+    pub probability: f32,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct PathTaken {
+    /// `learned`, `full`, `mask`, `first_k`, `random_k` or `distribute_k`.
+    pub policy: &'static str,
+    /// A 1 for each block kept, a 0 for each dropped, in running order.
+    pub mask: String,
+    pub blocks_kept: usize,
+    pub blocks_total: usize,
+}
+
+/// FLOPs by the paper's convention: two per multiply-accumulate.
+#[derive(Debug, Clone, Serialize)]
+pub struct Flops {
+    pub policy: u64,
+    /// Stem, kept blocks, shortcuts of dropped ones, head.
+    pub executed: u64,
+    /// The full net as one graph, stem and head included.
+    pub full: u64,
+    /// `(policy + executed) / full`
+    pub ratio: f64,
+}
+
+/// Milliseconds that the image spent in each stage.
+#[derive(Debug, Clone, Serialize)]
+pub struct Timing {
+    pub decode: f64,
+    pub preprocess: f64,
+    /// Waiting: for a decoder, for a worker, and for other images of its batch.
+    pub queue: f64,
+    pub policy: f64,
+    pub backbone: f64,
+    /// From the image's bytes to its answer.
+    pub total: f64,
+}
+
+impl Service {
+    pub fn new(
+        registry: Registry,
+        scheduler: Scheduler,
+        admission: Admission,
+        metrics: Arc<Metrics>,
+        limits: Limits,
+        decoders: usize,
+    ) -> Self {
+        Self {
+            registry,
+            scheduler,
+            admission: Arc::new(admission),
+            metrics,
+            limits,
+            decoders: Arc::new(Semaphore::new(decoders)),
+            bodies: Arc::new(Semaphore::new(limits.bodies / BODY_UNIT)),
+        }
+    }
+
+    /// A place in the queue for a request's first image: asked before its body is read.
+    ///
+    /// # Errors
+    /// The queue is full, or the server is stopping.
+    pub fn enter(&self) -> Result<Slot, Error> {
+        self.admission.enter().map_err(|refused| {
+            self.metrics.reject(match refused {
+                Refused::Full => Rejected::QueueFull,
+                Refused::Stopping => Rejected::ShuttingDown,
+            });
+            refused.into()
+        })
+    }
+
+    /// Memory for `bytes` more of a body.
+    ///
+    /// # Errors
+    /// Bodies in memory are at their limit.
+    pub fn hold(&self, bytes: usize) -> Result<tokio::sync::OwnedSemaphorePermit, Error> {
+        let units = u32::try_from(bytes.div_ceil(BODY_UNIT)).unwrap_or(u32::MAX);
+        Arc::clone(&self.bodies).try_acquire_many_owned(units).map_err(|_| {
+            self.metrics.reject(Rejected::Memory);
+            Error::new(Kind::Overloaded, "too many bodies are in memory; try again in a moment")
+        })
+    }
+
+    /// Classifies `images`, each for itself, in their order. `first` is the place that the request entered with. An
+    /// image may be an error already, where the protocol could not take it out of its body.
+    ///
+    /// # Errors
+    /// No images, too many of them, or no room in the queue for all of them.
+    pub async fn classify(
+        &self,
+        request: &Request,
+        first: Slot,
+        images: Vec<Result<Bytes, Error>>,
+    ) -> Result<Vec<Result<ImageResult, Error>>, Error> {
+        let count = images.len();
+        let most = self.limits.images.min(self.admission.capacity());
+        if count == 0 {
+            return Err(Error::new(Kind::EmptyBody, "the request has no images, expected at least one"));
+        }
+        if count > most {
+            let message = format!("the request has {count} images, expected at most {most}");
+            return Err(Error::new(Kind::BodyTooLarge, message));
+        }
+        let more = self.admission.more(count - 1).map_err(|refused| {
+            self.metrics.reject(Rejected::QueueFull);
+            Error::from(refused)
+        })?;
+        let slots = std::iter::once(first).chain(more);
+        let each =
+            images.into_iter().zip(slots).enumerate().map(|(index, (image, slot))| async move {
+                self.classify_one(request, image?, slot, index as u64).await
+            });
+        Ok(futures_util::future::join_all(each).await)
+    }
+
+    async fn classify_one(
+        &self,
+        request: &Request,
+        bytes: Bytes,
+        slot: Slot,
+        index: u64,
+    ) -> Result<ImageResult, Error> {
+        let started = Instant::now();
+        let deadline = tokio::time::Instant::from_std(request.deadline);
+        let answer = tokio::time::timeout_at(deadline, async {
+            let Decoded { pixels, decode, preprocess } = self.decode(&request.model, bytes).await?;
+            let waiting = started.elapsed().saturating_sub(decode + preprocess);
+            let work = Work {
+                model: Arc::clone(&request.model) as Arc<dyn crate::scheduler::Model>,
+                pixels,
+                selection: request.selection.clone(),
+                index,
+                deadline: request.deadline,
+                slot,
+            };
+            let served = self
+                .scheduler
+                .submit(work)
+                .await
+                .map_err(|_| Error::new(Kind::Internal, "the image could not be run"))??;
+            let answer = served.answer;
+            let timing_ms = Timing {
+                decode: milliseconds(decode),
+                preprocess: milliseconds(preprocess),
+                queue: milliseconds(served.queue + waiting),
+                policy: milliseconds(answer.policy),
+                backbone: milliseconds(answer.backbone),
+                total: milliseconds(started.elapsed()),
+            };
+            Ok(describe(request, &answer, timing_ms))
+        });
+        let answer = answer.await.unwrap_or_else(|_| Err(Error::deadline()));
+        if answer.as_ref().is_err_and(|error| error.kind == Kind::DeadlineExceeded) {
+            self.metrics.reject(Rejected::Deadline);
+        }
+        answer
+    }
+
+    /// Decodes on the blocking pool, as many images at once as there are cores.
+    async fn decode(&self, model: &Arc<Model>, bytes: Bytes) -> Result<Decoded, Error> {
+        let turn = Arc::clone(&self.decoders).acquire_owned().await.expect("the semaphore is never closed");
+        let (model, most) = (Arc::clone(model), self.limits.pixels);
+        let span = tracing::debug_span!("decode", bytes = bytes.len());
+        let decoded = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            let _inside = span.enter();
+            let started = Instant::now();
+            let image = decode(&bytes, most)?;
+            let decoded = started.elapsed();
+            let pixels = preprocess(&image, &model.engine.bundle().manifest.input);
+            Ok(Decoded { pixels, decode: decoded, preprocess: started.elapsed().saturating_sub(decoded) })
+        });
+        let decoded: Result<Decoded, Error> =
+            decoded.await.map_err(|_| Error::new(Kind::Internal, "the image could not be decoded"))?;
+        let decoded = decoded?;
+        self.metrics.stage(Stage::Decode, decoded.decode);
+        self.metrics.stage(Stage::Preprocess, decoded.preprocess);
+        Ok(decoded)
+    }
+}
+
+/// Bodies are accounted for in units of this many bytes.
+const BODY_UNIT: usize = 1024;
+
+struct Decoded {
+    pixels: Vec<f32>,
+    decode: Duration,
+    preprocess: Duration,
+}
+
+/// Milliseconds, to the microsecond.
+fn milliseconds(duration: Duration) -> f64 {
+    duration.as_micros() as f64 / 1000.0
+}
+
+fn describe(request: &Request, answer: &Answer, timing_ms: Timing) -> ImageResult {
+    let engine = &request.model.engine;
+    let costs = engine.costs();
+    let policy = if answer.policy_ran { costs.policy } else { 0 };
+    let (executed, full) = (costs.executed(&answer.mask), costs.full());
+    ImageResult {
+        predictions: predictions(&answer.logits, &engine.bundle().labels, request.top_k),
+        path: PathTaken {
+            policy: request.selection.path().name(),
+            mask: answer.mask.to_string(),
+            blocks_kept: answer.mask.kept(),
+            blocks_total: answer.mask.len(),
+        },
+        flops: Flops { policy, executed, full, ratio: (policy + executed) as f64 / full as f64 },
+        timing_ms,
+    }
+}
+
+/// The `top_k` most probable classes (all, where there are fewer), by softmax over the logits.
+pub fn predictions(logits: &[f32], labels: &[String], top_k: usize) -> Vec<Prediction> {
+    let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let weights: Vec<f32> = logits.iter().map(|logit| (logit - most).exp()).collect();
+    let total: f32 = weights.iter().sum();
+    let mut classes: Vec<usize> = (0..logits.len()).collect();
+    classes.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
+    let prediction =
+        |class: usize| Prediction { label: labels[class].clone(), class, probability: weights[class] / total };
+    classes.into_iter().take(top_k).map(prediction).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn predictions_are_the_softmax_in_falling_order() {
+        let labels: Vec<String> = ["a", "b", "c"].map(String::from).into();
+        let found = predictions(&[0.0, 2.0f32.ln(), 0.0], &labels, 2);
+        let found: Vec<(&str, usize, f32)> =
+            found.iter().map(|p| (p.label.as_str(), p.class, (p.probability * 1e4).round() / 1e4)).collect();
+        assert_eq!(found, [("b", 1, 0.5), ("a", 0, 0.25)]);
+        assert_eq!(predictions(&[900.0, -900.0, 0.0], &labels, 9).len(), 3);
+    }
+}

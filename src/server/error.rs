@@ -1,0 +1,135 @@
+//! The one error of the server's border, and what it is in each protocol.
+
+use axum::http::StatusCode;
+
+use crate::image::ImageError;
+use crate::policy::PolicyError;
+use crate::registry::Unknown;
+use crate::scheduler::{Refused, WorkError};
+
+/// What kind of error it is; fixes the status and the machine-readable code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    InvalidParameter,
+    InvalidBody,
+    EmptyBody,
+    InvalidImage,
+    ImageTooLarge,
+    UnsupportedImageType,
+    BodyTooLarge,
+    BodyTimeout,
+    UnknownModel,
+    NotFound,
+    MethodNotAllowed,
+    Overloaded,
+    ShuttingDown,
+    DeadlineExceeded,
+    Internal,
+}
+
+impl Kind {
+    /// The status over HTTP.
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::InvalidParameter | Self::InvalidBody | Self::EmptyBody | Self::InvalidImage => {
+                StatusCode::BAD_REQUEST
+            }
+            Self::ImageTooLarge | Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::UnsupportedImageType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::UnknownModel | Self::NotFound => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Overloaded | Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+            Self::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
+            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// The `code` of an error answer: stable, for programs.
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::InvalidParameter => "invalid_parameter",
+            Self::InvalidBody => "invalid_body",
+            Self::EmptyBody => "empty_body",
+            Self::InvalidImage => "invalid_image",
+            Self::ImageTooLarge => "image_too_large",
+            Self::UnsupportedImageType => "unsupported_image_type",
+            Self::BodyTooLarge => "body_too_large",
+            Self::BodyTimeout => "body_timeout",
+            Self::UnknownModel => "unknown_model",
+            Self::NotFound => "not_found",
+            Self::MethodNotAllowed => "method_not_allowed",
+            Self::Overloaded => "overloaded",
+            Self::ShuttingDown => "shutting_down",
+            Self::DeadlineExceeded => "deadline_exceeded",
+            Self::Internal => "internal",
+        }
+    }
+}
+
+/// An error that a client sees: a sentence that says what was found and what was expected.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Error {
+    pub kind: Kind,
+    pub message: String,
+}
+
+impl Error {
+    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into() }
+    }
+}
+
+impl From<PolicyError> for Error {
+    fn from(error: PolicyError) -> Self {
+        Self::new(Kind::InvalidParameter, error.to_string())
+    }
+}
+
+impl From<Unknown> for Error {
+    fn from(error: Unknown) -> Self {
+        let kind = match error {
+            Unknown::Unnamed { .. } => Kind::InvalidParameter,
+            Unknown::Name { .. } | Unknown::Version { .. } => Kind::UnknownModel,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
+impl From<ImageError> for Error {
+    fn from(error: ImageError) -> Self {
+        let kind = match error {
+            ImageError::Empty => Kind::EmptyBody,
+            ImageError::UnknownType { .. } => Kind::UnsupportedImageType,
+            ImageError::TooManyPixels { .. } => Kind::ImageTooLarge,
+            ImageError::Damaged { .. } => Kind::InvalidImage,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
+impl From<WorkError> for Error {
+    fn from(error: WorkError) -> Self {
+        match error {
+            WorkError::Expired => Self::deadline(),
+            // What failed inside is in the log; a client can do nothing with it.
+            WorkError::Engine(_) | WorkError::Lost => Self::new(Kind::Internal, "the image could not be run"),
+        }
+    }
+}
+
+impl From<Refused> for Error {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Full => Self::new(Kind::Overloaded, "the queue is full; try again in a moment"),
+            Refused::Stopping => Self::new(Kind::ShuttingDown, "the server is shutting down; try another one"),
+        }
+    }
+}
+
+impl Error {
+    pub(super) fn deadline() -> Self {
+        Self::new(Kind::DeadlineExceeded, "the request's time ran out before it was answered")
+    }
+}

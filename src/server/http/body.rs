@@ -1,0 +1,131 @@
+//! A request's images out of its body: raw bytes, multipart, or JSON.
+
+use std::time::Instant;
+
+use axum::body::Body;
+use axum::http::{HeaderMap, header};
+use base64::Engine as _;
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
+use serde::Deserialize;
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::server::classify::Service;
+use crate::server::error::{Error, Kind};
+
+/// A body in memory, and its share of the memory for bodies.
+pub(super) struct Held {
+    pub(super) bytes: Bytes,
+    _memory: Vec<OwnedSemaphorePermit>,
+}
+
+/// Reads a whole body.
+///
+/// # Errors
+/// Larger than the limit (found from its stated length before anything is read), too slow, broken off, or no memory
+/// for it now.
+pub(super) async fn read(service: &Service, headers: &HeaderMap, body: Body, deadline: Instant) -> Result<Held, Error> {
+    let most = service.limits.body;
+    let too_large =
+        |found: &str| Error::new(Kind::BodyTooLarge, format!("the body has {found} bytes, expected at most {most}"));
+    let stated = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    let mut memory = Vec::new();
+    let mut held = 0;
+    if let Some(stated) = stated {
+        if stated > most {
+            return Err(too_large(&stated.to_string()));
+        }
+        memory.push(service.hold(stated)?);
+        held = stated;
+    }
+    let mut bytes = BytesMut::with_capacity(held);
+    let mut stream = body.into_data_stream();
+    loop {
+        let chunk =
+            tokio::time::timeout_at(tokio::time::Instant::from_std(deadline), stream.next()).await.map_err(|_| {
+                Error::new(
+                    Kind::BodyTimeout,
+                    format!("the body did not arrive in time: found {} bytes of it", bytes.len()),
+                )
+            })?;
+        let Some(chunk) = chunk else { break };
+        let chunk = chunk.map_err(|error| Error::new(Kind::InvalidBody, format!("the body broke off: {error}")))?;
+        if bytes.len() + chunk.len() > most {
+            return Err(too_large(&format!("more than {most}")));
+        }
+        if bytes.len() + chunk.len() > held {
+            // Doubling keeps the number of permits small for a body of unknown length.
+            let more = chunk.len().max(held).min(most - held);
+            memory.push(service.hold(more)?);
+            held += more;
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    if bytes.is_empty() {
+        return Err(Error::new(Kind::EmptyBody, format!("the body is empty, expected {EXPECTED}")));
+    }
+    Ok(Held { bytes: bytes.freeze(), _memory: memory })
+}
+
+const EXPECTED: &str = "an image's bytes, multipart/form-data with parts named image, \
+                        or JSON {\"images\":[{\"b64\":\"...\"}]}";
+
+/// The images of a body, in order; one that cannot be taken out is an error of its own.
+///
+/// # Errors
+/// The body as a whole cannot be understood.
+pub(super) async fn images(headers: &HeaderMap, body: &Bytes) -> Result<Vec<Result<Bytes, Error>>, Error> {
+    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
+    match content_type.split(';').next().unwrap_or("").trim().to_ascii_lowercase().as_str() {
+        "multipart/form-data" => multipart(content_type, body).await,
+        "application/json" => json(body),
+        // Anything else is taken for an image: its first bytes say which, not a header that clients set carelessly.
+        _ => Ok(vec![Ok(body.clone())]),
+    }
+}
+
+async fn multipart(content_type: &str, body: &Bytes) -> Result<Vec<Result<Bytes, Error>>, Error> {
+    let wrong = |problem: String| Error::new(Kind::InvalidBody, format!("multipart: {problem}"));
+    let boundary = multer::parse_boundary(content_type).map_err(|error| wrong(error.to_string()))?;
+    let whole = futures_util::stream::iter([Ok::<_, std::convert::Infallible>(body.clone())]);
+    let mut parts = multer::Multipart::new(whole, boundary);
+    let mut images = Vec::new();
+    while let Some(part) = parts.next_field().await.map_err(|error| wrong(error.to_string()))? {
+        match part.name() {
+            Some("image") => {}
+            name => {
+                let name: String = name.unwrap_or("").chars().take(80).collect();
+                return Err(wrong(format!("found a part named '{name}', expected parts named image")));
+            }
+        }
+        images.push(Ok(part.bytes().await.map_err(|error| wrong(error.to_string()))?));
+    }
+    if images.is_empty() {
+        return Err(Error::new(Kind::EmptyBody, "multipart: found no parts, expected parts named image"));
+    }
+    Ok(images)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Encoded {
+    images: Vec<EncodedImage>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EncodedImage {
+    b64: String,
+}
+
+fn json(body: &Bytes) -> Result<Vec<Result<Bytes, Error>>, Error> {
+    let encoded: Encoded = serde_json::from_slice(body).map_err(|error| {
+        Error::new(Kind::InvalidBody, format!("JSON: {error}; expected {{\"images\":[{{\"b64\":\"...\"}}]}}"))
+    })?;
+    let decode = |image: EncodedImage| {
+        base64::engine::general_purpose::STANDARD.decode(image.b64).map(Bytes::from).map_err(|error| {
+            Error::new(Kind::InvalidImage, format!("b64: {error}, expected an image's bytes in standard base64"))
+        })
+    };
+    Ok(encoded.images.into_iter().map(decode).collect())
+}

@@ -1,0 +1,159 @@
+//! The public HTTP interface.
+
+mod body;
+mod classify;
+mod models;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Router;
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use serde_json::json;
+use tower_http::catch_panic::CatchPanicLayer;
+use tracing::Instrument;
+
+use super::classify::Service;
+use super::error::{Error, Kind};
+
+/// The public routes.
+pub fn router(service: Arc<Service>) -> Router {
+    Router::new()
+        .route("/v1/classify", post(classify::classify))
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{name}", get(models::show))
+        .fallback(not_found)
+        .with_state(Arc::clone(&service))
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(from_fn_with_state(service, observe))
+        .layer(from_fn(identify))
+}
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The id of a request: the client's own, or one made up.
+#[derive(Debug, Clone)]
+pub(super) struct RequestId(String);
+
+impl RequestId {
+    /// A client's id is taken if it has 1 to 128 visible ASCII characters: it goes into logs and headers as it is.
+    fn of(request: &Request) -> Self {
+        let given = request.headers().get(REQUEST_ID).and_then(|value| value.to_str().ok());
+        let usable = |id: &&str| (1..=128).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic());
+        Self(given.filter(usable).map_or_else(|| uuid::Uuid::new_v4().to_string(), str::to_owned))
+    }
+
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Gives every request an id, and every error the one JSON shape with that id in it.
+pub(super) async fn identify(mut request: Request, next: Next) -> Response {
+    let id = RequestId::of(&request);
+    let method = request.method().clone();
+    let path = request.uri().path().to_owned();
+    request.extensions_mut().insert(id.clone());
+    let mut response = next.run(request).await;
+    if response.status().is_client_error() || response.status().is_server_error() {
+        let error = response.extensions_mut().remove::<Error>().unwrap_or_else(|| {
+            let allowed = response.headers().get(header::ALLOW).and_then(|value| value.to_str().ok());
+            match response.status() {
+                StatusCode::METHOD_NOT_ALLOWED => Error::new(
+                    Kind::MethodNotAllowed,
+                    format!("found method {method} on {path}, expected {}", allowed.unwrap_or("another")),
+                ),
+                status => Error::new(Kind::Internal, status.canonical_reason().unwrap_or("error")),
+            }
+        });
+        response = render(&error, &id, response);
+    }
+    if let Ok(value) = HeaderValue::from_str(id.as_str()) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    response
+}
+
+/// The answer of an error; headers that were set already stay.
+fn render(error: &Error, id: &RequestId, before: Response) -> Response {
+    let body = json!({"error": error.message, "code": error.kind.code(), "request_id": id.as_str()});
+    let mut response = (before.status(), axum::Json(body)).into_response();
+    if let Some(allow) = before.headers().get(header::ALLOW) {
+        response.headers_mut().insert(header::ALLOW, allow.clone());
+    }
+    match error.kind {
+        Kind::Overloaded => drop(response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"))),
+        Kind::ShuttingDown => {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        // What is left of the body is not read, so that the connection cannot be used again.
+        Kind::BodyTooLarge | Kind::BodyTimeout => {
+            drop(response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close")));
+        }
+        _ => {}
+    }
+    response
+}
+
+/// An error as a response: [`identify`] writes its body, where the request's id is known.
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        let mut response = self.kind.status().into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+pub(super) async fn not_found(request: Request) -> Error {
+    let path: String = request.uri().path().chars().take(80).collect();
+    Error::new(Kind::NotFound, format!("there is nothing at {path}"))
+}
+
+fn panicked(_: Box<dyn std::any::Any + Send>) -> Response {
+    tracing::error!("a request ended in a panic");
+    Error::new(Kind::Internal, "the request could not be answered").into_response()
+}
+
+/// Counts the request, and one that its client abandoned too, when it is dropped unanswered.
+struct Observed {
+    service: Arc<Service>,
+    started: Instant,
+    code: Option<u16>,
+}
+
+impl Drop for Observed {
+    fn drop(&mut self) {
+        /// nginx's code for a client that closed the connection before its answer.
+        const CLIENT_CLOSED: u16 = 499;
+        self.service.metrics.inflight.dec();
+        self.service.metrics.request("http", self.code.unwrap_or(CLIENT_CLOSED), self.started.elapsed());
+    }
+}
+
+/// Metrics and a span around each request.
+async fn observe(State(service): State<Arc<Service>>, request: Request, next: Next) -> Response {
+    service.metrics.inflight.inc();
+    let mut observed = Observed { service, started: Instant::now(), code: None };
+    let id = request.extensions().get::<RequestId>().map_or("", RequestId::as_str);
+    let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str);
+    let span = tracing::debug_span!(
+        "request",
+        request_id = id,
+        method = %request.method(),
+        route,
+        status = tracing::field::Empty,
+    );
+    let response = next.run(request).instrument(span.clone()).await;
+    let status = response.status();
+    span.record("status", status.as_u16());
+    if status == StatusCode::INTERNAL_SERVER_ERROR {
+        span.in_scope(|| tracing::error!("a request failed inside"));
+    }
+    observed.code = Some(status.as_u16());
+    response
+}

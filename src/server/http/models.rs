@@ -1,0 +1,114 @@
+//! `GET /v1/models` and `GET /v1/models/{name}`
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, State};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::bundle::{Architecture, InputSpec, Manifest};
+use crate::registry::Model;
+use crate::server::classify::Service;
+use crate::server::error::{Error, Kind};
+
+#[derive(Serialize)]
+pub(super) struct List {
+    models: Vec<Shown>,
+}
+
+/// What a model is.
+#[derive(Serialize)]
+pub(super) struct Shown {
+    name: String,
+    version: String,
+    /// All versions that are loaded, oldest first.
+    versions: Vec<String>,
+    /// Whether requests that name no model go to it.
+    default: bool,
+    /// What its graphs run on.
+    provider: String,
+    description: String,
+    architecture: Architecture,
+    classes: usize,
+    labels: Vec<String>,
+    input: InputSpec,
+    /// Keep a block from this probability on.
+    threshold: f64,
+    flops: ShownFlops,
+    blocks: Vec<ShownBlock>,
+    measured: Value,
+    provenance: Value,
+}
+
+/// FLOPs of one image (two per multiply-accumulate).
+#[derive(Serialize)]
+struct ShownFlops {
+    policy: u64,
+    stem: u64,
+    head: u64,
+    full: u64,
+}
+
+#[derive(Serialize)]
+struct ShownBlock {
+    segment: usize,
+    /// FLOPs where the block is kept, and where only its shortcut runs.
+    flops_kept: u64,
+    flops_dropped: u64,
+    /// Shape of its input and output, `[C, H, W]`.
+    input: Vec<u64>,
+    output: Vec<u64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Which {
+    version: Option<String>,
+}
+
+pub(super) async fn list(State(service): State<Arc<Service>>) -> Json<List> {
+    Json(List { models: service.registry.newest().map(|model| shown(&service, model)).collect() })
+}
+
+pub(super) async fn show(
+    State(service): State<Arc<Service>>,
+    Path(name): Path<String>,
+    which: Result<Query<Which>, QueryRejection>,
+) -> Result<Json<Shown>, Error> {
+    let Query(which) = which.map_err(|rejection| Error::new(Kind::InvalidParameter, rejection.body_text()))?;
+    let model = service.registry.get(Some(&name), which.version.as_deref())?;
+    Ok(Json(shown(&service, model)))
+}
+
+fn shown(service: &Service, model: &Model) -> Shown {
+    let (bundle, costs) = (model.engine.bundle(), model.engine.costs());
+    let Manifest { description, architecture, classes, input, policy, measured, provenance, .. } =
+        bundle.manifest.clone();
+    let versions = service.registry.versions(&model.name).into_iter().flatten();
+    let blocks = bundle.blocks.iter().zip(&costs.blocks).map(|(block, cost)| ShownBlock {
+        segment: block.segment,
+        flops_kept: cost.kept,
+        flops_dropped: cost.dropped,
+        input: block.kept.input.clone(),
+        output: block.kept.output.clone(),
+    });
+    Shown {
+        name: model.name.clone(),
+        version: model.version.to_string(),
+        versions: versions.map(|(version, _)| version.to_string()).collect(),
+        default: service.registry.is_default(&model.name),
+        provider: model.engine.provider().to_string(),
+        description,
+        architecture,
+        classes,
+        labels: bundle.labels.clone(),
+        input,
+        threshold: policy.threshold,
+        flops: ShownFlops { policy: costs.policy, stem: costs.stem, head: costs.head, full: costs.full() },
+        blocks: blocks.collect(),
+        measured,
+        provenance,
+    }
+}

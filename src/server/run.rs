@@ -1,0 +1,156 @@
+//! Start, serve, and stop without losing what was accepted.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum_server::Handle;
+use axum_server::accept::NoDelayAcceptor;
+use tokio::task::JoinHandle;
+
+use super::classify::{Limits, Service};
+use super::readiness::Readiness;
+use super::{admin, http};
+use crate::engine::{Provider, Runtime, RuntimeError};
+use crate::registry::{LoadOptions, Registry, RegistryError};
+use crate::scheduler::{Admission, Scheduler};
+use crate::telemetry::Metrics;
+
+/// What to serve and within which bounds.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub http_addr: SocketAddr,
+    pub admin_addr: SocketAddr,
+    pub models: PathBuf,
+    pub default_model: Option<String>,
+    pub onnxruntime: Option<PathBuf>,
+    pub provider: Provider,
+    pub workers: usize,
+    pub max_batch: usize,
+    pub max_queue: usize,
+    pub limits: Limits,
+    pub drain: Duration,
+}
+
+/// Why the server could not start, or stopped badly.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error("{flag}: cannot listen on {address}: {source}")]
+    Listen { flag: &'static str, address: SocketAddr, source: std::io::Error },
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Models(Vec<RegistryError>),
+    #[error("{0}")]
+    System(#[from] std::io::Error),
+    #[error("stopped with {0} requests unanswered: the time to drain was over")]
+    Unanswered(i64),
+}
+
+/// Time in which a client has to send a request's head.
+const HEAD: Duration = Duration::from_secs(15);
+
+/// Serves until `stop` resolves, then drains: not ready any more, new requests refused with 503, accepted ones answered
+/// for at most `settings.drain`, metrics shown to the end.
+///
+/// # Errors
+/// An address that cannot be listened on, ONNX Runtime or models that cannot be loaded, or accepted requests that were
+/// still unanswered when the time to drain was over.
+pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result<(), ServeError> {
+    // Both ports are taken before anything slow, so that a taken one is said at once.
+    let public = listen("--http-addr", settings.http_addr)?;
+    let operators = listen("--admin-addr", settings.admin_addr)?;
+
+    let runtime = Runtime::load(settings.onnxruntime.as_deref())?;
+    let metrics = Arc::new(Metrics::new(&settings.provider.to_string(), runtime.version()));
+    let readiness = Arc::new(Readiness::default());
+    let admin = Listener::start(operators, admin::router(Arc::clone(&metrics), Arc::clone(&readiness)))?;
+    tracing::info!(address = %admin.address, "admin listener: /metrics, /livez, /readyz");
+
+    let registry = tokio::task::spawn_blocking({
+        let (settings, metrics) = (settings.clone(), Arc::clone(&metrics));
+        move || {
+            let options = LoadOptions { provider: settings.provider, replicas: settings.workers };
+            Registry::load(&settings.models, settings.default_model.as_deref(), runtime, options, &metrics)
+        }
+    });
+    let registry = registry.await.map_err(std::io::Error::other)?.map_err(ServeError::Models)?;
+    let service = Arc::new(Service::new(
+        registry,
+        Scheduler::start(settings.workers, settings.max_batch)?,
+        Admission::new(settings.max_queue, metrics.queue_depth.clone()),
+        Arc::clone(&metrics),
+        settings.limits,
+        settings.workers,
+    ));
+    let http = Listener::start(public, http::router(Arc::clone(&service)))?;
+    readiness.ready();
+    tracing::info!(
+        address = %http.address,
+        provider = %settings.provider,
+        onnxruntime = runtime.version(),
+        workers = settings.workers,
+        "ready"
+    );
+
+    stop.await;
+    readiness.stopping();
+    service.admission.stop();
+    let started = Instant::now();
+    tracing::info!(requests = metrics.inflight.get(), "stopping: accepted requests are answered, new ones refused");
+    while metrics.inflight.get() > 0 && started.elapsed() < settings.drain {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // The last answers may still be on their way out.
+    let left = settings.drain.saturating_sub(started.elapsed()).max(Duration::from_millis(100));
+    http.stop(left).await;
+    let unanswered = metrics.inflight.get();
+    // Ends the workers, unless a request that outlived the drain still holds the service.
+    drop(service);
+    admin.stop(Duration::from_millis(100)).await;
+    if unanswered > 0 {
+        return Err(ServeError::Unanswered(unanswered));
+    }
+    tracing::info!(seconds = started.elapsed().as_secs_f64(), "stopped");
+    Ok(())
+}
+
+fn listen(flag: &'static str, address: SocketAddr) -> Result<TcpListener, ServeError> {
+    let failed = |source| ServeError::Listen { flag, address, source };
+    let listener = TcpListener::bind(address).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    Ok(listener)
+}
+
+/// A listener being served.
+struct Listener {
+    address: SocketAddr,
+    handle: Handle<SocketAddr>,
+    task: JoinHandle<std::io::Result<()>>,
+}
+
+impl Listener {
+    fn start(listener: TcpListener, router: Router) -> std::io::Result<Self> {
+        let address = listener.local_addr()?;
+        let handle = Handle::new();
+        // Without TCP_NODELAY small answers wait for 40 ms.
+        let mut server = axum_server::from_tcp(listener)?.acceptor(NoDelayAcceptor::new()).handle(handle.clone());
+        let builder = server.http_builder();
+        builder.http1().timer(hyper_util::rt::TokioTimer::new()).header_read_timeout(HEAD);
+        builder.http2().timer(hyper_util::rt::TokioTimer::new()).keep_alive_interval(HEAD).keep_alive_timeout(HEAD);
+        let task = tokio::spawn(server.serve(router.into_make_service()));
+        Ok(Self { address, handle, task })
+    }
+
+    /// Takes no more connections and gives those that are open `time` to finish.
+    async fn stop(self, time: Duration) {
+        self.handle.graceful_shutdown(Some(time));
+        match self.task.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "a listener failed"),
+            Err(error) => tracing::error!(%error, "a listener's task failed"),
+        }
+    }
+}

@@ -1,0 +1,282 @@
+//! Prometheus metrics. Every series is there, at zero, before the first request.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use prometheus::core::Collector;
+use prometheus::{
+    Counter, CounterVec, Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+use crate::engine::Answer;
+use crate::policy::Costs;
+
+/// 0.5 ms to 2 s, and finer below for tiny networks.
+const SECONDS: [f64; 14] = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0];
+
+const BATCHES: [f64; 10] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
+
+/// Every status that the HTTP side answers with.
+const HTTP_CODES: [&str; 11] = ["200", "400", "404", "405", "408", "413", "415", "499", "500", "503", "504"];
+
+/// The stages of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    Decode,
+    Preprocess,
+    Queue,
+    Policy,
+    Backbone,
+}
+
+impl Stage {
+    const ALL: [Self; 5] = [Self::Decode, Self::Preprocess, Self::Queue, Self::Policy, Self::Backbone];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Decode => "decode",
+            Self::Preprocess => "preprocess",
+            Self::Queue => "queue",
+            Self::Policy => "policy",
+            Self::Backbone => "backbone",
+        }
+    }
+}
+
+/// Why work was turned away or given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rejected {
+    /// The queue had no room.
+    QueueFull,
+    /// Bodies in memory are at their limit.
+    Memory,
+    /// The server is stopping.
+    ShuttingDown,
+    /// The request's time ran out before its image was answered.
+    Deadline,
+    /// The client went away before its image was run.
+    Cancelled,
+}
+
+impl Rejected {
+    const ALL: [Self; 5] = [Self::QueueFull, Self::Memory, Self::ShuttingDown, Self::Deadline, Self::Cancelled];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::QueueFull => "queue_full",
+            Self::Memory => "memory",
+            Self::ShuttingDown => "shutting_down",
+            Self::Deadline => "deadline",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// All metrics of the process.
+pub struct Metrics {
+    registry: Registry,
+    requests: IntCounterVec,
+    request_duration: HistogramVec,
+    stages: Vec<Histogram>,
+    rejected: Vec<IntCounter>,
+    images: IntCounterVec,
+    block_kept: IntCounterVec,
+    block_dropped: IntCounterVec,
+    flops: [CounterVec; 3],
+    batch_size: HistogramVec,
+    model_ready: IntGaugeVec,
+    models: Mutex<HashMap<String, Arc<ModelMetrics>>>,
+    /// Images admitted and not yet taken up by a worker.
+    pub queue_depth: IntGauge,
+    /// Requests being answered.
+    pub inflight: IntGauge,
+}
+
+/// The series of one model.
+pub struct ModelMetrics {
+    images: IntCounter,
+    blocks_kept: Histogram,
+    kept: Vec<IntCounter>,
+    dropped: Vec<IntCounter>,
+    flops_executed: Counter,
+    flops_policy: Counter,
+    flops_full: Counter,
+    batch_size: Histogram,
+    queue: Histogram,
+    policy: Histogram,
+    backbone: Histogram,
+    ready: IntGauge,
+    cancelled: IntCounter,
+}
+
+impl Metrics {
+    /// All metrics at zero; `provider` and `runtime` say what ONNX Runtime really runs on, and its version.
+    pub fn new(provider: &str, runtime: &str) -> Self {
+        let registry = Registry::new();
+        let put = |collector: Box<dyn Collector>| registry.register(collector).expect("each name is registered once");
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            let counters = IntCounterVec::new(Opts::new(name, help), labels).expect("a valid name");
+            put(Box::new(counters.clone()));
+            counters
+        };
+        let totals = |name: &str, help: &str| {
+            let totals = CounterVec::new(Opts::new(name, help), &["model"]).expect("a valid name");
+            put(Box::new(totals.clone()));
+            totals
+        };
+        let histograms = |name: &str, help: &str, label: &str, buckets: &[f64]| {
+            let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+            let histograms = HistogramVec::new(options, &[label]).expect("valid buckets");
+            put(Box::new(histograms.clone()));
+            histograms
+        };
+        let gauge = |name: &str, help: &str| {
+            let gauge = IntGauge::new(name, help).expect("a valid name");
+            put(Box::new(gauge.clone()));
+            gauge
+        };
+
+        let requests = counters("blockdrop_requests_total", "Requests answered.", &["protocol", "code"]);
+        HTTP_CODES.iter().for_each(|code| drop(requests.with_label_values(&["http", code])));
+        let request_duration = histograms(
+            "blockdrop_request_duration_seconds",
+            "Time from a request's head to its answer.",
+            "protocol",
+            &SECONDS,
+        );
+        drop(request_duration.with_label_values(&["http"]));
+        let stages =
+            histograms("blockdrop_stage_duration_seconds", "Time that an image spent in a stage.", "stage", &SECONDS);
+        let rejected =
+            counters("blockdrop_rejected_total", "Requests turned away and images given up, by reason.", &["reason"]);
+        let model_ready =
+            IntGaugeVec::new(Opts::new("blockdrop_model_ready", "1 where a model is loaded and warm."), &["model"])
+                .expect("a valid name");
+        put(Box::new(model_ready.clone()));
+        let info = Opts::new("blockdrop_build_info", "Always 1; the labels say what runs.")
+            .const_label("version", env!("CARGO_PKG_VERSION"))
+            .const_label("provider", provider)
+            .const_label("runtime", runtime);
+        let info = IntGauge::with_opts(info).expect("a valid name");
+        info.set(1);
+        put(Box::new(info));
+        #[cfg(target_os = "linux")]
+        put(Box::new(prometheus::process_collector::ProcessCollector::for_self()));
+
+        Self {
+            stages: Stage::ALL.iter().map(|stage| stages.with_label_values(&[stage.name()])).collect(),
+            rejected: Rejected::ALL.iter().map(|reason| rejected.with_label_values(&[reason.name()])).collect(),
+            images: counters("blockdrop_images_total", "Images answered.", &["model"]),
+            block_kept: counters("blockdrop_block_kept_total", "Images that kept a block.", &["model", "block"]),
+            block_dropped: counters(
+                "blockdrop_block_dropped_total",
+                "Images that dropped a block.",
+                &["model", "block"],
+            ),
+            flops: [
+                totals("blockdrop_flops_executed_total", "FLOPs of the paths that ran, without the policy."),
+                totals("blockdrop_flops_policy_total", "FLOPs of the policy network."),
+                totals("blockdrop_flops_full_total", "FLOPs that the full net would have taken for the same images."),
+            ],
+            batch_size: histograms("blockdrop_batch_size", "Images that ran a path together.", "model", &BATCHES),
+            queue_depth: gauge("blockdrop_queue_depth", "Images admitted and not yet taken up by a worker."),
+            inflight: gauge("blockdrop_inflight_requests", "Requests being answered."),
+            requests,
+            request_duration,
+            model_ready,
+            models: Mutex::new(HashMap::new()),
+            registry,
+        }
+    }
+
+    /// The series of the model called `name`, of `blocks` blocks; of versions that differ, the most.
+    pub fn model(&self, name: &str, blocks: usize) -> Arc<ModelMetrics> {
+        let mut models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(model) = models.get(name) {
+            return Arc::clone(model);
+        }
+        let options = HistogramOpts::new("blockdrop_blocks_kept", "Blocks kept for an image.")
+            .const_label("model", name)
+            .buckets((0..=blocks).map(|count| count as f64).collect());
+        let blocks_kept = Histogram::with_opts(options).expect("valid buckets");
+        self.registry.register(Box::new(blocks_kept.clone())).expect("once for each model");
+        let each = |counters: &IntCounterVec| {
+            (0..blocks).map(|block| counters.with_label_values(&[name, &block.to_string()])).collect()
+        };
+        let model = Arc::new(ModelMetrics {
+            images: self.images.with_label_values(&[name]),
+            blocks_kept,
+            kept: each(&self.block_kept),
+            dropped: each(&self.block_dropped),
+            flops_executed: self.flops[0].with_label_values(&[name]),
+            flops_policy: self.flops[1].with_label_values(&[name]),
+            flops_full: self.flops[2].with_label_values(&[name]),
+            batch_size: self.batch_size.with_label_values(&[name]),
+            queue: self.stages[Stage::Queue as usize].clone(),
+            policy: self.stages[Stage::Policy as usize].clone(),
+            backbone: self.stages[Stage::Backbone as usize].clone(),
+            ready: self.model_ready.with_label_values(&[name]),
+            cancelled: self.rejected[Rejected::Cancelled as usize].clone(),
+        });
+        models.insert(name.to_owned(), Arc::clone(&model));
+        model
+    }
+
+    /// Counts an answered request. A code that is not among those known is counted under the nearest that is.
+    pub fn request(&self, protocol: &str, code: u16, took: Duration) {
+        let code = code.to_string();
+        let code = HTTP_CODES.iter().find(|known| **known == code).unwrap_or(&"400");
+        self.requests.with_label_values(&[protocol, code]).inc();
+        self.request_duration.with_label_values(&[protocol]).observe(took.as_secs_f64());
+    }
+
+    pub fn stage(&self, stage: Stage, took: Duration) {
+        self.stages[stage as usize].observe(took.as_secs_f64());
+    }
+
+    pub fn reject(&self, reason: Rejected) {
+        self.rejected[reason as usize].inc();
+    }
+
+    /// The text format of Prometheus.
+    pub fn render(&self) -> Vec<u8> {
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text).expect("writing to memory cannot fail");
+        text
+    }
+}
+
+impl ModelMetrics {
+    /// Counts an image that was answered after `queue` of waiting.
+    pub fn answered(&self, costs: &Costs, answer: &Answer, queue: Duration) {
+        self.images.inc();
+        self.blocks_kept.observe(answer.mask.kept() as f64);
+        for ((keep, kept), dropped) in answer.mask.iter().zip(&self.kept).zip(&self.dropped) {
+            if keep { kept.inc() } else { dropped.inc() }
+        }
+        self.flops_executed.inc_by(costs.executed(&answer.mask) as f64);
+        self.flops_full.inc_by(costs.full() as f64);
+        if answer.policy_ran {
+            self.flops_policy.inc_by(costs.policy as f64);
+            self.policy.observe(answer.policy.as_secs_f64());
+        }
+        self.queue.observe(queue.as_secs_f64());
+        self.backbone.observe(answer.backbone.as_secs_f64());
+    }
+
+    /// Counts a group that ran a path together.
+    pub fn batch(&self, images: usize) {
+        self.batch_size.observe(images as f64);
+    }
+
+    /// Counts an image whose client went away before it was run.
+    pub fn cancelled(&self) {
+        self.cancelled.inc();
+    }
+
+    pub fn set_ready(&self, ready: bool) {
+        self.ready.set(ready.into());
+    }
+}
