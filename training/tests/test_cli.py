@@ -44,10 +44,19 @@ def test_from_base_to_bundle(
     for command in ("base", "curriculum", "finetune"):
         assert main([command, *common, "--device", "cpu"]) == 0
     capsys.readouterr()
-    assert main(["evaluate", *common, "--split", "test"]) == 0
+    folder = tmp_path / "results"
+    assert main(["finetune", *common, "--path", "distribute_k:2"]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", *common, "--split", "test", "--results", str(folder)]) == 0
     figures = json.loads(capsys.readouterr().out)
-    assert figures["phase"] == "finetune"
-    assert figures["policy"]["images"] == 40
+    found = [(row["method"], row["phase"]) for row in figures["rows"]]
+    assert found[0] == ("full", "base")
+    assert {("policy", "finetune"), ("random_k", "base"), ("distribute_k", "finetune")} <= {*found}
+    assert all(sum(row["images_by_blocks"]) == 40 for row in figures["rows"])
+    output = tmp_path / "RESULTS.md"
+    assert main(["table", "--results", str(folder), "--output", str(output)]) == 0
+    assert "| BlockDrop | " in output.read_text()
+    assert (folder / "tiny.test.flops.png").stat().st_size > 0
     target = tmp_path / "models" / "tiny" / "1"
     assert main(["export", *common, "--output", str(target), "--phase", "curriculum"]) == 0
     manifest = Bundle(target).manifest
@@ -66,6 +75,8 @@ def test_errors_name_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["base", *data]) == 1
     assert "unpack the CIFAR-10" in capsys.readouterr().err
     assert main(["evaluate", *data]) == 1
+    assert "unpack the CIFAR-10" in capsys.readouterr().err
+    assert main(["export", *data, "--output", str(tmp_path / "1")]) == 1
     assert "has no finetune or curriculum checkpoint" in capsys.readouterr().err
 
 

@@ -21,7 +21,8 @@ from typing import Any
 
 import torch
 
-from . import base, config, curriculum, data, finetune, workers
+from . import base, config, curriculum, data, finetune, results, workers
+from .baselines import Heuristic
 from .config import Config
 from .curriculum import nets_of, path_scores
 from .errors import CheckpointError, ConfigError, DataError, ExportError
@@ -29,6 +30,7 @@ from .export import About, export
 from .loop import Job, load_nets, share
 
 CACHE = Path.home() / ".cache" / "blockdrop"
+TRAINING = Path(__file__).parents[2]
 TRAINERS = {"base": base.train, "curriculum": curriculum.train, "finetune": finetune.train}
 PHASES = ("finetune", "curriculum")
 
@@ -79,17 +81,27 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--save-every", type=int, default=200, help="steps between checkpoints [%(default)s]"
         )
-    command = add("evaluate", "Print the figures of a run's nets as JSON.")
-    command.add_argument("--phase", choices=PHASES, help="which checkpoint [the run's last]")
+    command.add_argument(
+        "--path",
+        help="finetune the base net for a baseline's paths instead: first_k:N, random_k:N, "
+        "distribute_k:N",
+    )
+    command = add("evaluate", "Print the figures of all nets of a run as JSON.")
     command.add_argument(
         "--split", choices=("validation", "test"), default="validation", help="[%(default)s]"
     )
+    command.add_argument("--results", type=Path, help="write them to a file in this folder too")
     command = add("export", "Write a model bundle from a run's nets and check it.")
     command.add_argument("--phase", choices=PHASES, help="which checkpoint [the run's last]")
     command.add_argument(
         "--output", type=Path, required=True, help="the bundle's folder: models/NAME/VERSION"
     )
     command.add_argument("--note", default="", help="a sentence for the bundle's description")
+    command = commands.add_parser("table", help="Write RESULTS.md and pictures from result files.")
+    command.add_argument("--results", type=Path, default=TRAINING / "results", help="[%(default)s]")
+    command.add_argument(
+        "--output", type=Path, default=TRAINING / "RESULTS.md", help="[%(default)s]"
+    )
     return parser
 
 
@@ -121,21 +133,6 @@ def _commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return found.stdout.strip()
-
-
-def _evaluate(job: Job, given: str | None, split: str) -> dict[str, Any]:
-    phase = _phase(job, given)
-    net, policy = nets_of(job)
-    saved = load_nets(job.checkpoint(phase), {"net": net, "policy": policy})
-    images = data.load(job.config.data.name, job.data_root, split)
-    figures = path_scores(net, policy, images)
-    return {
-        "config": job.config.name,
-        "seed": job.config.seed,
-        "phase": phase,
-        "steps": saved["step"],
-        "split": split,
-    } | figures
 
 
 def _export(job: Job, given: str | None, output: Path, note: str, command: list[str]) -> None:
@@ -190,6 +187,10 @@ def _export(job: Job, given: str | None, output: Path, note: str, command: list[
 
 
 def _run(options: argparse.Namespace, arguments: list[str]) -> None:
+    if options.command == "table":
+        for path in results.table(options.results, options.output):
+            print(path)
+        return
     settings: Config = config.read(options.config)
     job = Job(
         config=settings,
@@ -202,9 +203,14 @@ def _run(options: argparse.Namespace, arguments: list[str]) -> None:
             job, bfloat16=options.precision == "bfloat16", save_every=options.save_every
         )
         work = functools.partial(TRAINERS[options.command], job)
+        if options.command == "finetune" and options.path:
+            work = functools.partial(work, heuristic=Heuristic.parse(options.path))
         workers.launch(options.workers, options.threads, work)
     elif options.command == "evaluate":
-        print(json.dumps(_evaluate(job, options.phase, options.split), indent=2))
+        figures = results.evaluate(job, options.split)
+        print(json.dumps(figures, indent=1))
+        if options.results:
+            print(results.save(options.results, figures), file=sys.stderr)
     elif options.command == "export":
         _export(job, options.phase, options.output, options.note, arguments)
 

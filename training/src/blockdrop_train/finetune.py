@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import cast
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import data, loop
+from .baselines import Heuristic
 from .curriculum import distillation, nets_of, path_scores
 from .errors import CheckpointError
+from .evaluate import score
 from .loop import Batch, Job, Phase
 from .nets import Policy, ResNet
 from .reinforce import bounded, policy_loss, reward
 from .workers import World
+
+
+def phase_of(heuristic: Heuristic | None) -> str:
+    """The phase's name: of its checkpoint and its folder of logs."""
+    return f"finetune-{heuristic.name}-{heuristic.keep}" if heuristic else "finetune"
 
 
 def _start(job: Job, nets: dict[str, nn.Module]) -> None:
@@ -25,16 +35,56 @@ def _start(job: Job, nets: dict[str, nn.Module]) -> None:
     loop.load_nets(job.checkpoint("curriculum"), nets)
 
 
-def train(job: Job, world: World = World()) -> None:  # noqa: B008
-    """Finetune the run's net and policy, by the configured method."""
+def train(job: Job, world: World = World(), heuristic: Heuristic | None = None) -> None:  # noqa: B008
+    """Finetune the run's net and policy, by the configured method.
+
+    Args:
+        heuristic: finetune the base net for this baseline's paths instead, by our method.
+    """
+    if heuristic:
+        _train_heuristic(job, world, heuristic)
+        return
     config = job.config
     net, policy = nets_of(job)
     _start(job, {"net": net, "policy": policy})
     images = data.load(config.data.name, job.data_root, "train")
     held = data.load(config.data.name, job.data_root, "validation")
-    build = _paths if config.finetune.method == "paths" else _reinforce
-    phase = build(job, world, net, policy)
+    if config.finetune.method == "paths":
+        policy.requires_grad_(False)
+
+        def decide(batch: Batch, rows: int) -> Tensor:
+            policy.eval()
+            with torch.no_grad(), job.autocast():
+                return cast(Tensor, policy(batch.inputs[:rows]) >= 0)
+
+        phase = _paths(job, world, net, decide)
+        phase.nets["policy"] = policy
+    else:
+        phase = _reinforce(job, world, net, policy)
     phase.evaluate = lambda: path_scores(net, policy, held)
+    loop.run(job, world, phase, images)
+
+
+def _train_heuristic(job: Job, world: World, heuristic: Heuristic) -> None:
+    config = job.config
+    net, _ = nets_of(job)
+    name = phase_of(heuristic)
+    if not job.checkpoint(name).exists():
+        loop.load_nets(job.checkpoint("base"), {"net": net})
+    images = data.load(config.data.name, job.data_root, "train")
+    held = data.load(config.data.name, job.data_root, "validation")
+    fixed = heuristic.masks(net.segments, len(held))
+
+    def decide(batch: Batch, rows: int) -> Tensor:
+        seed = int(batch.position * 1e6) * world.size + world.rank
+        return heuristic.masks(net.segments, rows, seed).to(job.device)
+
+    phase = _paths(job, world, net, decide)
+    phase.name = name
+    phase.evaluate = lambda: {
+        "full": score(net, held, data.Normalise()).as_dict(),
+        "path": score(net, held, data.Normalise(), fixed).as_dict(),
+    }
     loop.run(job, world, phase, images)
 
 
@@ -81,19 +131,16 @@ def _reinforce(job: Job, world: World, net: ResNet, policy: Policy) -> Phase:
     )  # fmt: skip
 
 
-def _paths(job: Job, world: World, net: ResNet, policy: Policy) -> Phase:
+def _paths(job: Job, world: World, net: ResNet, decide: Callable[[Batch, int], Tensor]) -> Phase:
     given = job.config.finetune
     opt = loop.sgd(net, given.momentum, given.decay)
-    policy.requires_grad_(False)
 
     def step(progress: float, batch: Batch, generator: torch.Generator) -> dict[str, float]:
-        policy.eval()
         net.train()
         loop.set_rate(opt, given.rate * loop.triangle(progress, given.warmup))
         count = len(batch.inputs)
         own = round(count * given.path_rows)
-        with torch.no_grad(), job.autocast():
-            masks = policy(batch.inputs[:own]) >= 0
+        masks = decide(batch, own)
         whole = torch.ones(count, net.depth, dtype=torch.bool, device=masks.device)
         with job.autocast():
             # One pass for both, so that batch norm sees the mixture it will serve.
@@ -115,7 +162,4 @@ def _paths(job: Job, world: World, net: ResNet, policy: Policy) -> Phase:
             "kept": masks.float().sum(1).mean().item(),
         }
 
-    return Phase(
-        "finetune", 3, {"net": net, "policy": policy}, {"net": opt}, given.epochs, given.batch,
-        step, dict,
-    )  # fmt: skip
+    return Phase("finetune", 3, {"net": net}, {"net": opt}, given.epochs, given.batch, step, dict)

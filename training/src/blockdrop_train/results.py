@@ -1,0 +1,255 @@
+"""Result files that ``evaluate`` leaves, and the table and pictures made of them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import data, loop
+from .baselines import HEURISTICS, Heuristic
+from .curriculum import nets_of
+from .errors import CheckpointError, DataError
+from .evaluate import learned_masks, score
+from .finetune import phase_of
+from .flops import policy_flops
+from .loop import Job
+from .nets import Policy, ResNet
+
+PAPER: dict[tuple[str, int], dict[str, tuple[float, float, float | None, float | None]]] = {
+    # method: accuracy %, blocks after finetuning; accuracy %, blocks before (Table 1)
+    ("cifar10", 32): {
+        "first_k": (84.3, 7, 16.6, 10),
+        "random_k": (88.9, 7, 20.5, 10),
+        "distribute_k": (90.2, 7, 23.4, 10),
+        "policy": (91.3, 6.9, 88.6, 9.4),
+        "full": (92.3, 15, None, None),
+    },
+    ("cifar10", 110): {
+        "first_k": (71.3, 17, 13.3, 21),
+        "random_k": (90.1, 17, 14.5, 21),
+        "distribute_k": (92.7, 17, 13.0, 21),
+        "policy": (93.6, 16.9, 75.4, 20.1),
+        "full": (93.2, 54, None, None),
+    },
+    ("cifar100", 32): {
+        "first_k": (66.5, 14, 23.3, 13),
+        "random_k": (67.6, 14, 38.3, 13),
+        "distribute_k": (66.7, 14, 31.9, 13),
+        "policy": (68.7, 13.1, 58.3, 12.4),
+        "full": (69.3, 15, None, None),
+    },
+    ("cifar100", 110): {
+        "first_k": (57.9, 31, 63.5, 50),
+        "random_k": (68.4, 31, 66.3, 50),
+        "distribute_k": (69.9, 31, 49.6, 50),
+        "policy": (73.7, 30.2, 72.1, 49.1),
+        "full": (72.2, 54, None, None),
+    },
+}
+PAPER_FLOPS = {
+    ("cifar10", 32): [(8.66e7, 91.3)],
+    ("cifar10", 110): [(1.18e8, 91.9), (1.51e8, 93.0), (1.81e8, 93.6)],
+}
+"""Table 3: FLOPs an image, policy included, and accuracy in percent."""
+
+TITLES = {
+    "first_k": "FirstK",
+    "random_k": "RandomK",
+    "distribute_k": "DistributeK",
+    "policy": "BlockDrop",
+    "full": "full",
+}
+
+
+def _row(
+    method: str,
+    phase: str,
+    net: ResNet,
+    images: data.Images,
+    masks: Tensor | None = None,
+    policy: Policy | None = None,
+) -> dict[str, Any]:
+    figures = score(net, images, data.Normalise(), masks, policy).as_dict()
+    counts = [0] * (net.depth + 1)
+    if masks is None:
+        counts[net.depth] = len(images)
+    else:
+        for kept, times in zip(*torch.unique(masks.sum(1), return_counts=True), strict=True):
+            counts[int(kept)] = int(times)
+    return {"method": method, "phase": phase, **figures, "images_by_blocks": counts}
+
+
+def evaluate(job: Job, split: str) -> dict[str, Any]:
+    """Figures of every net that the run folder holds, on one split.
+
+    The heuristics keep the learned average of blocks, rounded up, as in the paper: on the base
+    net as it is, and on nets finetuned for them where the run has such checkpoints.
+    """
+    images = data.load(job.config.data.name, job.data_root, split)
+    net, policy = nets_of(job)
+    rows: list[dict[str, Any]] = []
+    keep: int | None = None
+    for phase in ("curriculum", "finetune"):
+        if not job.checkpoint(phase).exists():
+            continue
+        loop.load_nets(job.checkpoint(phase), {"net": net, "policy": policy})
+        masks = learned_masks(policy, images, data.Normalise())
+        rows.append(_row("full", phase, net, images))
+        rows.append(
+            _row("policy", phase, net, images, masks, policy)
+            | {"keep_rates": [round(float(r), 4) for r in masks.float().mean(0)]}
+        )
+        keep = math.ceil(rows[-1]["blocks_mean"])
+    if job.checkpoint("base").exists():
+        loop.load_nets(job.checkpoint("base"), {"net": net})
+        rows.insert(0, _row("full", "base", net, images))
+        for name in HEURISTICS if keep is not None else ():
+            heuristic = Heuristic(name, keep or 0)
+            masks = heuristic.masks(net.segments, len(images))
+            rows.append(_row(name, "base", net, images, masks))
+    for path in sorted(job.folder.glob("finetune-*.pt")):
+        name, number = path.stem.removeprefix("finetune-").rsplit("-", 1)
+        heuristic = Heuristic(name, int(number))
+        if job.checkpoint(phase_of(heuristic)) == path:
+            loop.load_nets(path, {"net": net})
+            masks = heuristic.masks(net.segments, len(images))
+            rows.append(_row(name, "finetune", net, images, masks))
+    if not rows:
+        raise CheckpointError(f"{job.folder} has no checkpoint to evaluate")
+    return {
+        "config": job.config.name,
+        "data": job.config.data.name,
+        "depth": job.config.net.depth,
+        "blocks": net.depth,
+        "seed": job.config.seed,
+        "split": split,
+        "policy_flops": policy_flops(policy),
+        "rows": rows,
+    }
+
+
+def save(folder: Path, figures: dict[str, Any]) -> Path:
+    """Write a result file, named after configuration and split."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{figures['config']}.{figures['split']}.json"
+    path.write_text(json.dumps(figures, indent=1) + "\n")
+    return path
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "not run"
+    return f"{100 * row['accuracy']:.1f} @{row['blocks_mean']:.1f}"
+
+
+def _paper_cell(accuracy: float | None, blocks: float | None) -> str:
+    return "" if accuracy is None else f"{accuracy} @{blocks:g}"
+
+
+def _find(figures: dict[str, Any], method: str, phases: Sequence[str]) -> dict[str, Any] | None:
+    for phase in phases:
+        for row in figures["rows"]:
+            if row["method"] == method and row["phase"] == phase:
+                return dict(row)
+    return None
+
+
+def section(figures: dict[str, Any]) -> str:
+    """Markdown of one result file: Table 1's row, ours beside the paper's, and the costs."""
+    paper = PAPER.get((figures["data"], figures["depth"]), {})
+    lines = [
+        f"## ResNet-{figures['depth']} on {figures['data']}, `{figures['config']}`, "
+        f"seed {figures['seed']}, {figures['split']} images ({figures['rows'][0]['images']})",
+        "",
+        "Accuracy in percent @ blocks kept on average.",
+        "",
+        "| | ours, finetuned | ours, before | paper, finetuned | paper, before |",
+        "|---|---|---|---|---|",
+    ]
+    for method, title in TITLES.items():
+        after = _find(figures, method, ("finetune",))
+        before = _find(figures, method, ("base", "curriculum"))
+        theirs = paper.get(method, (None, None, None, None))
+        lines.append(
+            f"| {title} | {_cell(after)} | {_cell(before)} "
+            f"| {_paper_cell(*theirs[:2])} | {_paper_cell(*theirs[2:])} |"
+        )
+    lines += [
+        "",
+        "| net | phase | accuracy % | blocks | FLOPs an image | distinct masks |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in figures["rows"]:
+        lines.append(
+            f"| {TITLES[row['method']]} | {row['phase']} | {100 * row['accuracy']:.2f} "
+            f"| {row['blocks_mean']:.2f} ± {row['blocks_std']:.2f} "
+            f"| {row['flops_mean']:.3g} ± {row['flops_std']:.2g} | {row['distinct_masks']} |"
+        )
+    lines += ["", f"BlockDrop's FLOPs include the policy's {figures['policy_flops']:.3g}."]
+    return "\n".join(lines)
+
+
+def draw(figures: dict[str, Any], folder: Path) -> list[Path]:
+    """Draw accuracy against FLOPs, and the images by blocks used."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    stem = f"{figures['config']}.{figures['split']}"
+    curve, axes = pyplot.subplots(figsize=(6, 4))
+    for row in figures["rows"]:
+        label = f"{TITLES[row['method']]}, {row['phase']}"
+        marker = {"policy": "*", "full": "s"}.get(row["method"], "o")
+        axes.scatter(row["flops_mean"], 100 * row["accuracy"], marker=marker, s=70, label=label)
+    for flops, accuracy in PAPER_FLOPS.get((figures["data"], figures["depth"]), []):
+        axes.scatter(flops, accuracy, marker="*", s=70, color="black", label="BlockDrop, paper")
+    axes.set_xlabel("FLOPs an image, policy included")
+    axes.set_ylabel("accuracy in %")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)
+    paths = [folder / f"{stem}.flops.png"]
+    curve.savefig(paths[0], dpi=110, bbox_inches="tight")
+    pyplot.close(curve)
+    row = _find(figures, "policy", ("finetune", "curriculum"))
+    if row is not None:
+        histogram, axes = pyplot.subplots(figsize=(6, 3))
+        axes.bar(range(len(row["images_by_blocks"])), row["images_by_blocks"])
+        axes.set_xlabel(f"blocks used, of {figures['blocks']}")
+        axes.set_ylabel("images")
+        paths.append(folder / f"{stem}.blocks.png")
+        histogram.savefig(paths[1], dpi=110, bbox_inches="tight")
+        pyplot.close(histogram)
+    return paths
+
+
+def table(folder: Path, output: Path) -> list[Path]:
+    """Write the tables of all result files of a folder to ``output``, pictures beside the files.
+
+    Returns:
+        The paths written.
+    """
+    files = sorted(folder.glob("*.json"))
+    if not files:
+        raise DataError(f"no result files in {folder}: blockdrop-train evaluate writes them")
+    parts = [
+        "# Results",
+        "",
+        "Written by `blockdrop-train table` from the files in `results/`, which "
+        "`blockdrop-train evaluate --results` leaves. Do not edit.",
+    ]
+    written = [output]
+    for file in files:
+        figures = json.loads(file.read_text())
+        pictures = draw(figures, folder)
+        written += pictures
+        parts += ["", section(figures), ""]
+        parts += [f"![{p.stem}]({p.relative_to(output.parent)})" for p in pictures]
+    output.write_text("\n".join(parts) + "\n")
+    return written

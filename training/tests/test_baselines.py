@@ -1,0 +1,35 @@
+"""FirstK, RandomK and DistributeK."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from blockdrop_train.baselines import Heuristic, distribute_k
+
+
+def test_first_and_distributed() -> None:
+    masks = Heuristic.parse("first_k:7").masks((5, 5, 5), 2)
+    assert masks.int().tolist() == [[1] * 7 + [0] * 8] * 2
+    mask = distribute_k((5, 5, 5), 7)
+    assert mask.int().tolist() == [1, 1, 1, 0, 0, 1, 1, 0, 0, 0, 1, 1, 0, 0, 0]
+    assert distribute_k((3, 4, 23, 3), 33).all()
+    assert distribute_k((3, 4, 23, 3), 20).sum() == 20
+
+
+def test_random_differs_by_image_and_keeps_n() -> None:
+    masks = Heuristic("random_k", 7).masks((5, 5, 5), 50, seed=3)
+    assert (masks.sum(1) == 7).all()
+    assert len(torch.unique(masks, dim=0)) > 40
+    assert torch.equal(masks, Heuristic("random_k", 7).masks((5, 5, 5), 50, seed=3))
+
+
+@pytest.mark.parametrize("text", ["last_k:3", "first_k", "first_k:x", "first_k:-1"])
+def test_wrong_paths_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="expected first_k:N"):
+        Heuristic.parse(text)
+
+
+def test_too_many_blocks_are_refused() -> None:
+    with pytest.raises(ValueError, match="15 blocks"):
+        Heuristic("first_k", 16).masks((5, 5, 5), 1)
