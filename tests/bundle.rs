@@ -1,5 +1,7 @@
 //! Bundles that do not fit are refused with the file, what was found and what was expected.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::fs;
 use std::path::Path;
 
@@ -107,7 +109,7 @@ fn a_manifest_that_does_not_fit_is_named() {
     let cases: [(&str, Value, &[&str]); 16] = [
         ("/schema_version", json!(2), &["schema_version: found 2, expected 1"]),
         ("/opset", json!(7), &["opset: found 7, expected 13 to"]),
-        ("/opset", json!(18), &["labels.txt", "policy.onnx: opset: found 17, expected 18"][1..].as_ref()),
+        ("/opset", json!(18), &["policy.onnx: opset: found 17, expected 18"]),
         ("/classes", json!(11), &["labels.txt: labels: found 10, expected 11"]),
         ("/policy/threshold", json!(1.5), &["policy.threshold: found 1.5, expected a probability"]),
         ("/policy/threshold", json!("half"), &["bundle.json", "invalid type: string"]),

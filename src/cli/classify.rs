@@ -58,7 +58,7 @@ pub(crate) fn run(options: Options) -> Result<(), Failure> {
 
     let mut rows = table(&["image", "class", "probability>", "blocks kept>", "mask", "FLOPs>", "of full>"]);
     let mut entries = Vec::new();
-    let mut failed = 0;
+    let mut failed: Vec<String> = Vec::new();
     for (index, file) in options.images.iter().enumerate() {
         let found = classify_file(file, &input, |pixels| {
             let mut found = None;
@@ -74,9 +74,8 @@ pub(crate) fn run(options: Options) -> Result<(), Failure> {
                 (answer, spent)
             }
             Err(error) => {
-                failed += 1;
                 let error = format!("{error:#}");
-                rows.add_row([name.clone(), format!("error: {error}")]);
+                failed.push(format!("{name}: {error}"));
                 entries.push(json!({"image": name, "error": error}));
                 continue;
             }
@@ -109,10 +108,7 @@ pub(crate) fn run(options: Options) -> Result<(), Failure> {
     } else {
         print(rows)?
     }
-    if failed > 0 {
-        return Err(anyhow::anyhow!("{failed} of {} images could not be classified", options.images.len()).into());
-    }
-    Ok(())
+    if failed.is_empty() { Ok(()) } else { Err(anyhow::anyhow!(failed.join("\n")).into()) }
 }
 
 fn classify_file(

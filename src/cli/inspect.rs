@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use blockdrop::bundle::{Bundle, Graph, shape_text};
 use clap::Args;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Failure;
 use super::options::title;
@@ -68,14 +68,28 @@ pub(crate) fn run(options: Options) -> Result<(), Failure> {
         100.0 * costs.policy as f64 / full,
         manifest.policy.threshold,
     ));
-    if !manifest.measured.is_null() {
-        lines.push(format!("measured: {}", manifest.measured));
-    }
+    lines.extend(manifest.measured.as_object().into_iter().flatten().map(measured));
     print(lines.join("\n"))?;
     Ok(())
 }
 
-fn as_json(bundle: &Bundle) -> serde_json::Value {
+/// What was measured on one set of images, as far as it is stated in the usual terms; otherwise as it stands.
+fn measured((set, found): (&String, &Value)) -> String {
+    let number = |pointer: &str| found.pointer(pointer).and_then(Value::as_f64);
+    let usual = || {
+        Some(format!(
+            "{set} ({} images): policy {:.2} % right with {:.2} blocks and {} FLOPs, full net {:.2} %",
+            found.get("images")?,
+            100.0 * number("/policy/accuracy")?,
+            number("/policy/blocks_mean")?,
+            flops(number("/policy/flops_mean")?),
+            100.0 * number("/full/accuracy")?,
+        ))
+    };
+    usual().unwrap_or_else(|| format!("{set}: {found}"))
+}
+
+fn as_json(bundle: &Bundle) -> Value {
     let costs = bundle.costs();
     let blocks = bundle.blocks.iter().zip(&costs.blocks).map(|(block, cost)| {
         json!({

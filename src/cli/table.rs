@@ -2,12 +2,15 @@
 
 use std::io::Write;
 
-use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, TableStyle};
+
+/// No lines but one under the heads.
+const PLAIN: TableStyle = TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
 
 /// A table with these column heads; columns whose head ends in `>` are right-aligned.
 pub(crate) fn table(heads: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+    table.load_style(PLAIN).set_content_arrangement(ContentArrangement::Dynamic);
     table.set_header(heads.iter().map(|head| head.trim_end_matches('>')).collect::<Vec<_>>());
     for (column, head) in table.column_iter_mut().zip(heads) {
         if head.ends_with('>') {

@@ -7,6 +7,7 @@ mod error;
 mod executor;
 mod provider;
 mod runtime;
+mod version;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};

@@ -5,6 +5,8 @@ use std::sync::OnceLock;
 
 use ort::environment::Environment;
 
+use super::version;
+
 /// Why ONNX Runtime cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
@@ -54,14 +56,11 @@ impl Runtime {
             .with_telemetry(false)
             .build()
             .map_err(|error| failed(error.to_string()))?;
-        // "ORT Build Info: git-branch=rel-1.32.0, git-commit-id=..., build type=Release, ..."
-        let info = ort::info();
-        let branch = info.split("git-branch=").nth(1).and_then(|rest| rest.split([',', ' ']).next());
-        let version = branch.map_or("unknown", |branch| branch.trim_start_matches("rel-")).to_owned();
+        let version = version::of(path).unwrap_or_else(|| "unknown".to_owned());
         Ok(RUNTIME.get_or_init(|| Self { environment, version }))
     }
 
-    /// The library's version, as far as its build says.
+    /// The library's version, such as `1.32.0`.
     pub fn version(&self) -> &str {
         &self.version
     }

@@ -21,13 +21,13 @@ struct Admin {
 
 /// `/metrics`, `/livez` and `/readyz`.
 pub(super) fn router(metrics: Arc<Metrics>, readiness: Arc<Readiness>) -> Router {
-    Router::new()
+    let routes = Router::new()
         .route("/metrics", get(metrics_text))
         .route("/livez", get(live))
         .route("/readyz", get(ready))
         .fallback(http::not_found)
-        .with_state(Admin { metrics, readiness })
-        .layer(axum::middleware::from_fn(http::identify))
+        .with_state(Admin { metrics, readiness });
+    http::identified(routes)
 }
 
 async fn metrics_text(State(admin): State<Admin>) -> Response {

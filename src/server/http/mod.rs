@@ -22,15 +22,20 @@ use super::error::{Error, Kind};
 
 /// The public routes.
 pub fn router(service: Arc<Service>) -> Router {
-    Router::new()
+    let routes = Router::new()
         .route("/v1/classify", post(classify::classify))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{name}", get(models::show))
         .fallback(not_found)
         .with_state(Arc::clone(&service))
         .layer(CatchPanicLayer::custom(panicked))
-        .layer(from_fn_with_state(service, observe))
-        .layer(from_fn(identify))
+        .layer(from_fn_with_state(service, observe));
+    identified(routes)
+}
+
+/// [`identify`] around `routes` as a whole: what the router adds to an answer last, such as `Allow`, is there for it.
+pub(super) fn identified(routes: Router) -> Router {
+    Router::new().fallback_service(routes).layer(from_fn(identify))
 }
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -53,7 +58,7 @@ impl RequestId {
 }
 
 /// Gives every request an id, and every error the one JSON shape with that id in it.
-pub(super) async fn identify(mut request: Request, next: Next) -> Response {
+async fn identify(mut request: Request, next: Next) -> Response {
     let id = RequestId::of(&request);
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
