@@ -64,7 +64,7 @@ def train(job: Job, world: World = World()) -> None:  # noqa: B008
         return {"loss": loss.item(), "rate": rate}
 
     def evaluate() -> dict[str, Any]:
-        return {"full": score(net, held, data.Normalise()).as_dict()}
+        return {"full": score(net, held, config.normalise()).as_dict()}
 
     phase = Phase("base", 1, {"net": net}, {"net": opt}, base.epochs, base.batch, step, evaluate)
     loop.run(job, world, phase, images)

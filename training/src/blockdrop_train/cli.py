@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from . import base, config, curriculum, data, finetune, results, workers
+from . import base, checkpoint, config, curriculum, data, finetune, importing, results, workers
 from .baselines import Heuristic
 from .config import Config
 from .curriculum import nets_of, path_scores
@@ -86,6 +86,11 @@ def _parser() -> argparse.ArgumentParser:
         help="finetune the base net for a baseline's paths instead: first_k:N, random_k:N, "
         "distribute_k:N",
     )
+    command = add("import", "Start a run from a base checkpoint that you have.")
+    command.add_argument("--checkpoint", type=Path, required=True, help="the PyTorch file")
+    command.add_argument(
+        "--layout", choices=importing.LAYOUTS, default="auto", help="of its keys [%(default)s]"
+    )
     command = add("evaluate", "Print the figures of all nets of a run as JSON.")
     command.add_argument(
         "--split", choices=("validation", "test"), default="validation", help="[%(default)s]"
@@ -135,6 +140,25 @@ def _commit() -> str:
     return found.stdout.strip()
 
 
+def _import(job: Job, path: Path, layout: str) -> None:
+    """Write ``base.pt`` from a foreign file, and ``finetune.pt`` too if it holds a policy."""
+    net, policy = nets_of(job)
+    state, agent = importing.read(path)
+    importing.convert(state, net, layout)
+    nets: dict[str, Any] = {"net": net.state_dict()}
+    target = job.checkpoint("base")
+    if agent is not None:
+        importing.convert_policy(agent, policy)
+        nets["policy"] = policy.state_dict()
+        target = job.checkpoint("finetune")
+    for place in {job.checkpoint("base"), target}:
+        if place.exists():
+            raise CheckpointError(f"{place} exists: give another --run")
+        content = {"kind": "import", "config": share(job.config), "step": 0, "total": 0}
+        checkpoint.save(place, content | {"nets": nets, "optimisers": {}, "state": {}})
+        print(place)
+
+
 def _export(job: Job, given: str | None, output: Path, note: str, command: list[str]) -> None:
     settings = job.config
     phase = _phase(job, given)
@@ -143,7 +167,7 @@ def _export(job: Job, given: str | None, output: Path, note: str, command: list[
     measured: dict[str, Any] = {}
     for split in ("validation", "test"):
         images = data.load(settings.data.name, job.data_root, split)
-        figures = path_scores(net, policy, images)
+        figures = path_scores(net, policy, images, settings.normalise())
         measured[split] = {"images": len(images)} | {
             key: {k: v for k, v in figures[key].items() if k != "images"}
             for key in ("full", "policy")
@@ -181,8 +205,8 @@ def _export(job: Job, given: str | None, output: Path, note: str, command: list[
         },
         measured=measured,
     )
-    inputs = data.Normalise()(test.pixels[:256])
-    export(output, net, policy, data.Normalise(), about, inputs)
+    inputs = settings.normalise()(test.pixels[:256])
+    export(output, net, policy, settings.normalise(), about, inputs)
     print(f"{output}: {description}")
 
 
@@ -206,6 +230,8 @@ def _run(options: argparse.Namespace, arguments: list[str]) -> None:
         if options.command == "finetune" and options.path:
             work = functools.partial(work, heuristic=Heuristic.parse(options.path))
         workers.launch(options.workers, options.threads, work)
+    elif options.command == "import":
+        _import(job, options.checkpoint, options.layout)
     elif options.command == "evaluate":
         figures = results.evaluate(job, options.split)
         print(json.dumps(figures, indent=1))

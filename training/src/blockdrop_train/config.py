@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from .data import CIFAR_MEAN, CIFAR_STD, Normalise
 from .errors import ConfigError
 from .nets import (
     CIFAR_WIDTHS,
@@ -29,10 +30,13 @@ class Data:
     Attributes:
         name: ``cifar10`` or ``cifar100``.
         classes: number of classes.
+        mean, std: of the channels, pixels in [0, 1]; the net's input is (pixel - mean) / std.
     """
 
     name: str = "cifar10"
     classes: int = 10
+    mean: tuple[float, ...] = CIFAR_MEAN
+    std: tuple[float, ...] = CIFAR_STD
 
 
 @dataclass(frozen=True)
@@ -182,6 +186,10 @@ class Config:
     base: Base = field(default_factory=Base)
     curriculum: Curriculum = field(default_factory=Curriculum)
     finetune: Finetune = field(default_factory=Finetune)
+
+    def normalise(self) -> Normalise:
+        """What turns pixels into the nets' input."""
+        return Normalise(self.data.mean, self.data.std)
 
     def build_net(self) -> ResNet:
         """The residual network, freshly initialised."""

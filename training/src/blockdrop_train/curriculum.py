@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import data, loop
-from .data import Images
+from .data import Images, Normalise
 from .errors import CheckpointError
 from .evaluate import learned_masks, score
 from .flops import block_flops, full_flops, policy_flops
@@ -50,9 +50,8 @@ def straight_through(logits: Tensor, noise: float, generator: torch.Generator) -
     return (noisy >= 0).to(soft.dtype) + soft - soft.detach()
 
 
-def path_scores(net: ResNet, policy: Policy, held: Images) -> dict[str, Any]:
+def path_scores(net: ResNet, policy: Policy, held: Images, normalise: Normalise) -> dict[str, Any]:
     """Figures of the full net and of the policy's paths on the images ``held``."""
-    normalise = data.Normalise()
     masks = learned_masks(policy, held, normalise)
     return {
         "full": score(net, held, normalise).as_dict(),
@@ -128,7 +127,7 @@ def _train_reinforce(job: Job, world: World) -> None:
 
     phase = Phase(
         "curriculum", 2, {"net": net, "policy": policy}, {"policy": opt}, given.epochs, given.batch,
-        step, lambda: path_scores(net, policy, held),
+        step, lambda: path_scores(net, policy, held, config.normalise()),
     )  # fmt: skip
     loop.run(job, world, phase, images)
 
@@ -232,7 +231,7 @@ def _train_gates(job: Job, world: World) -> None:
         given.epochs,
         given.batch,
         step,
-        lambda: path_scores(net, policy, held),
+        lambda: path_scores(net, policy, held, config.normalise()),
         state,
     )
     loop.run(job, world, phase, images)

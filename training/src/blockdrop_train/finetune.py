@@ -61,7 +61,7 @@ def train(job: Job, world: World = World(), heuristic: Heuristic | None = None) 
         phase.nets["policy"] = policy
     else:
         phase = _reinforce(job, world, net, policy)
-    phase.evaluate = lambda: path_scores(net, policy, held)
+    phase.evaluate = lambda: path_scores(net, policy, held, config.normalise())
     loop.run(job, world, phase, images)
 
 
@@ -82,8 +82,8 @@ def _train_heuristic(job: Job, world: World, heuristic: Heuristic) -> None:
     phase = _paths(job, world, net, decide)
     phase.name = name
     phase.evaluate = lambda: {
-        "full": score(net, held, data.Normalise()).as_dict(),
-        "path": score(net, held, data.Normalise(), fixed).as_dict(),
+        "full": score(net, held, config.normalise()).as_dict(),
+        "path": score(net, held, config.normalise(), fixed).as_dict(),
     }
     loop.run(job, world, phase, images)
 

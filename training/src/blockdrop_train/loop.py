@@ -146,11 +146,15 @@ def run(job: Job, world: World, phase: Phase, images: data.Images) -> None:
     own = phase.batch // world.size
     per_epoch = len(images) // phase.batch
     total = per_epoch * phase.epochs
-    normalise = data.Normalise()
+    normalise = job.config.normalise()
     path = job.checkpoint(phase.name)
     step = 0
     if path.exists():
         saved = load_nets(path, phase.nets)
+        if saved["kind"] != phase.name:
+            raise CheckpointError(
+                f"{path} was made by '{saved['kind']}': nothing to resume; give another --run"
+            )
         for name, optimiser in phase.optimisers.items():
             optimiser.load_state_dict(saved["optimisers"][name])
         phase.state.update(saved["state"])

@@ -72,10 +72,11 @@ def _row(
     phase: str,
     net: ResNet,
     images: data.Images,
+    normalise: data.Normalise,
     masks: Tensor | None = None,
     policy: Policy | None = None,
 ) -> dict[str, Any]:
-    figures = score(net, images, data.Normalise(), masks, policy).as_dict()
+    figures = score(net, images, normalise, masks, policy).as_dict()
     counts = [0] * (net.depth + 1)
     if masks is None:
         counts[net.depth] = len(images)
@@ -93,33 +94,34 @@ def evaluate(job: Job, split: str) -> dict[str, Any]:
     """
     images = data.load(job.config.data.name, job.data_root, split)
     net, policy = nets_of(job)
+    normalise = job.config.normalise()
     rows: list[dict[str, Any]] = []
     keep: int | None = None
     for phase in ("curriculum", "finetune"):
         if not job.checkpoint(phase).exists():
             continue
         loop.load_nets(job.checkpoint(phase), {"net": net, "policy": policy})
-        masks = learned_masks(policy, images, data.Normalise())
-        rows.append(_row("full", phase, net, images))
+        masks = learned_masks(policy, images, normalise)
+        rows.append(_row("full", phase, net, images, normalise))
         rows.append(
-            _row("policy", phase, net, images, masks, policy)
+            _row("policy", phase, net, images, normalise, masks, policy)
             | {"keep_rates": [round(float(r), 4) for r in masks.float().mean(0)]}
         )
         keep = math.ceil(rows[-1]["blocks_mean"])
     if job.checkpoint("base").exists():
         loop.load_nets(job.checkpoint("base"), {"net": net})
-        rows.insert(0, _row("full", "base", net, images))
+        rows.insert(0, _row("full", "base", net, images, normalise))
         for name in HEURISTICS if keep is not None else ():
             heuristic = Heuristic(name, keep or 0)
             masks = heuristic.masks(net.segments, len(images))
-            rows.append(_row(name, "base", net, images, masks))
+            rows.append(_row(name, "base", net, images, normalise, masks))
     for path in sorted(job.folder.glob("finetune-*.pt")):
         name, number = path.stem.removeprefix("finetune-").rsplit("-", 1)
         heuristic = Heuristic(name, int(number))
         if job.checkpoint(phase_of(heuristic)) == path:
             loop.load_nets(path, {"net": net})
             masks = heuristic.masks(net.segments, len(images))
-            rows.append(_row(name, "finetune", net, images, masks))
+            rows.append(_row(name, "finetune", net, images, normalise, masks))
     if not rows:
         raise CheckpointError(f"{job.folder} has no checkpoint to evaluate")
     return {
