@@ -68,11 +68,7 @@ pub(crate) struct Options {
 
 pub(crate) fn run(options: Options) -> Result<(), Failure> {
     let settings = options.check()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        // Decoding is bounded by cores already; this bounds the threads behind it.
-        .max_blocking_threads(settings.workers + 4)
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(async {
         let stop = stop_signal()?;
         serve(settings, stop).await.map_err(anyhow::Error::from)

@@ -47,22 +47,24 @@ impl Admission {
         self.capacity
     }
 
-    /// A place for the first image of a new request.
+    /// Whether a new request may come in: asked before its body is read. It takes no place yet, so that a body that
+    /// arrives slowly keeps nobody else out.
     ///
     /// # Errors
     /// The queue is full, or the server is stopping.
-    pub fn enter(&self) -> Result<Slot, Refused> {
+    pub fn check(&self) -> Result<(), Refused> {
         if self.stopping.load(Ordering::Acquire) {
             return Err(Refused::Stopping);
         }
-        self.place()
+        if self.room.available_permits() == 0 { Err(Refused::Full) } else { Ok(()) }
     }
 
-    /// Places for `count` further images of a request that is in already: all or none.
+    /// Places for the `count` images of a request that [`check`](Self::check) let in: all or none. A server that is
+    /// stopping still gives them.
     ///
     /// # Errors
     /// There is not room for all of them.
-    pub fn more(&self, count: usize) -> Result<Vec<Slot>, Refused> {
+    pub fn places(&self, count: usize) -> Result<Vec<Slot>, Refused> {
         (0..count).map(|_| self.place()).collect()
     }
 
@@ -89,23 +91,24 @@ mod tests {
     #[test]
     fn places_are_bounded_and_come_back() {
         let admission = admission(3);
-        let first = admission.enter().unwrap();
-        assert_eq!(admission.more(3).unwrap_err(), Refused::Full);
+        let first = admission.places(1).unwrap();
+        assert_eq!(admission.places(3).unwrap_err(), Refused::Full);
         assert_eq!(admission.depth.get(), 1, "a refused request leaves nothing behind");
-        let rest = admission.more(2).unwrap();
-        assert_eq!(admission.enter().unwrap_err(), Refused::Full);
+        admission.check().unwrap();
+        let rest = admission.places(2).unwrap();
+        assert_eq!(admission.check(), Err(Refused::Full));
         assert_eq!(admission.depth.get(), 3);
         drop((first, rest));
         assert_eq!(admission.depth.get(), 0);
-        admission.enter().unwrap();
+        admission.check().unwrap();
     }
 
     #[test]
-    fn a_stopping_server_refuses_new_requests_but_lets_admitted_ones_grow() {
+    fn a_stopping_server_lets_nobody_in_but_serves_who_is() {
         let admission = admission(3);
-        let _first = admission.enter().unwrap();
+        admission.check().unwrap();
         admission.stop();
-        assert_eq!(admission.enter().unwrap_err(), Refused::Stopping);
-        assert_eq!(admission.more(2).unwrap().len(), 2);
+        assert_eq!(admission.check(), Err(Refused::Stopping));
+        assert_eq!(admission.places(2).unwrap().len(), 2);
     }
 }

@@ -97,13 +97,9 @@ impl Scheduler {
         }
         answer
     }
-
-    /// Runs what is queued and ends the workers.
-    pub fn finish(self) {
-        drop(self);
-    }
 }
 
+/// Runs what is queued, then ends the workers.
 impl Drop for Scheduler {
     fn drop(&mut self) {
         self.queue.close();

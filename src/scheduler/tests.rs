@@ -83,7 +83,7 @@ impl Bench {
             selection: selection.check(&self.model.costs, 0.5).unwrap(),
             index: 0,
             deadline,
-            slot: self.admission.enter().unwrap(),
+            slot: self.admission.places(1).unwrap().remove(0),
         })
     }
 
@@ -94,7 +94,7 @@ impl Bench {
     /// Occupies the only worker with an image of 0 until the permits are let go.
     fn occupy(&self) -> oneshot::Receiver<Result<Served, WorkError>> {
         let answer = self.submit(0.0);
-        while self.admission.more(64).is_err() {
+        while self.admission.places(64).is_err() {
             std::thread::yield_now(); // the worker has not taken it up yet
         }
         answer
@@ -147,7 +147,7 @@ fn expired_and_abandoned_images_cost_nothing() {
     assert_eq!(pixel(first), 0.0);
     assert_eq!(bench.batches(), [vec![0.0], vec![3.0]]);
     assert_eq!(bench.counted("blockdrop_rejected_total{reason=\"cancelled\"}"), 1.0);
-    assert_eq!(bench.admission.more(64).unwrap().len(), 64, "every place came back");
+    assert_eq!(bench.admission.places(64).unwrap().len(), 64, "every place came back");
 }
 
 #[test]
@@ -175,7 +175,7 @@ fn what_is_queued_is_answered_before_the_workers_end() {
     let mut bench = Bench::new(2, 4);
     let answers: Vec<_> = (101..=120).map(|number| bench.submit(number as f32)).collect();
     bench.release();
-    bench.scheduler.finish();
+    drop(bench.scheduler);
     let found: Vec<f32> = answers.into_iter().map(pixel).collect();
     assert_eq!(found, (101..=120).map(|number| number as f32).collect::<Vec<_>>());
 }

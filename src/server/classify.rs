@@ -125,18 +125,20 @@ impl Service {
         }
     }
 
-    /// A place in the queue for a request's first image: asked before its body is read.
+    /// Whether a new request may come in: asked before its body is read.
     ///
     /// # Errors
     /// The queue is full, or the server is stopping.
-    pub fn enter(&self) -> Result<Slot, Error> {
-        self.admission.enter().map_err(|refused| {
-            self.metrics.reject(match refused {
-                Refused::Full => Rejected::QueueFull,
-                Refused::Stopping => Rejected::ShuttingDown,
-            });
-            refused.into()
-        })
+    pub fn admit(&self) -> Result<(), Error> {
+        self.admission.check().map_err(|refused| self.refuse(refused))
+    }
+
+    fn refuse(&self, refused: Refused) -> Error {
+        self.metrics.reject(match refused {
+            Refused::Full => Rejected::QueueFull,
+            Refused::Stopping => Rejected::ShuttingDown,
+        });
+        refused.into()
     }
 
     /// Memory for `bytes` more of a body.
@@ -151,15 +153,14 @@ impl Service {
         })
     }
 
-    /// Classifies `images`, each for itself, in their order. `first` is the place that the request entered with. An
-    /// image may be an error already, where the protocol could not take it out of its body.
+    /// Classifies the `images` of a request that was [admitted](Self::admit), each for itself, in their order. An image
+    /// may be an error already, where the protocol could not take it out of its body.
     ///
     /// # Errors
     /// No images, too many of them, or no room in the queue for all of them.
     pub async fn classify(
         &self,
         request: &Request,
-        first: Slot,
         images: Vec<Result<Bytes, Error>>,
     ) -> Result<Vec<Result<ImageResult, Error>>, Error> {
         let count = images.len();
@@ -171,11 +172,7 @@ impl Service {
             let message = format!("the request has {count} images, expected at most {most}");
             return Err(Error::new(Kind::BodyTooLarge, message));
         }
-        let more = self.admission.more(count - 1).map_err(|refused| {
-            self.metrics.reject(Rejected::QueueFull);
-            Error::from(refused)
-        })?;
-        let slots = std::iter::once(first).chain(more);
+        let slots = self.admission.places(count).map_err(|refused| self.refuse(refused))?;
         let each =
             images.into_iter().zip(slots).enumerate().map(|(index, (image, slot))| async move {
                 self.classify_one(request, image?, slot, index as u64).await

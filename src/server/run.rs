@@ -1,6 +1,7 @@
 //! Start, serve, and stop without losing what was accepted.
 
 use std::net::{SocketAddr, TcpListener};
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -83,7 +84,7 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
         Admission::new(settings.max_queue, metrics.queue_depth.clone()),
         Arc::clone(&metrics),
         settings.limits,
-        settings.workers,
+        std::thread::available_parallelism().map_or(1, NonZero::get),
     ));
     let http = Listener::start(public, http::router(Arc::clone(&service)))?;
     readiness.ready();

@@ -29,33 +29,29 @@ pub(super) async fn read(service: &Service, headers: &HeaderMap, body: Body, dea
     let too_large =
         |found: &str| Error::new(Kind::BodyTooLarge, format!("the body has {found} bytes, expected at most {most}"));
     let stated = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    if let Some(stated) = stated.filter(|stated| *stated > most) {
+        return Err(too_large(&stated.to_string()));
+    }
     let mut memory = Vec::new();
     let mut held = 0;
-    if let Some(stated) = stated {
-        if stated > most {
-            return Err(too_large(&stated.to_string()));
-        }
-        memory.push(service.hold(stated)?);
-        held = stated;
-    }
-    let mut bytes = BytesMut::with_capacity(held);
+    let mut bytes = BytesMut::new();
     let mut stream = body.into_data_stream();
     loop {
-        let chunk =
-            tokio::time::timeout_at(tokio::time::Instant::from_std(deadline), stream.next()).await.map_err(|_| {
-                Error::new(
-                    Kind::BodyTimeout,
-                    format!("the body did not arrive in time: found {} bytes of it", bytes.len()),
-                )
-            })?;
+        let chunk = tokio::time::timeout_at(tokio::time::Instant::from_std(deadline), stream.next()).await;
+        let chunk = chunk.map_err(|_| {
+            let found = bytes.len();
+            Error::new(Kind::BodyTimeout, format!("the body did not arrive in time: found {found} bytes of it"))
+        })?;
         let Some(chunk) = chunk else { break };
         let chunk = chunk.map_err(|error| Error::new(Kind::InvalidBody, format!("the body broke off: {error}")))?;
-        if bytes.len() + chunk.len() > most {
+        let length = bytes.len() + chunk.len();
+        if length > most {
             return Err(too_large(&format!("more than {most}")));
         }
-        if bytes.len() + chunk.len() > held {
-            // Doubling keeps the number of permits small for a body of unknown length.
-            let more = chunk.len().max(held).min(most - held);
+        // Memory is asked for as the body arrives, not as its head promises: a slow one holds little. Doubling keeps the
+        // number of permits small.
+        if length > held {
+            let more = (length - held).max(held).min(most - held);
             memory.push(service.hold(more)?);
             held += more;
         }

@@ -53,13 +53,13 @@ pub(super) async fn classify(
     let Query(parameters) =
         parameters.map_err(|rejection| Error::new(Kind::InvalidParameter, rejection.body_text()))?;
     let request = parameters.request(&service, deadline)?;
-    // A place first: a server that is full says so before it reads a body.
-    let place = service.enter()?;
+    // A server that is full says so before it reads a body.
+    service.admit()?;
     let (head, content) = http.into_parts();
     let held = body::read(&service, &head.headers, content, deadline).await?;
     let images = body::images(&head.headers, &held.bytes).await?;
     let single = images.len() == 1;
-    let results = service.classify(&request, place, images).await?;
+    let results = service.classify(&request, images).await?;
 
     let mut entries = Vec::with_capacity(results.len());
     for result in results {
