@@ -17,12 +17,12 @@ pub enum Dataset {
 /// A data set that cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum DatasetError {
-    #[error("{}: cannot be read: {source}", path.display())]
-    Read { path: PathBuf, source: std::io::Error },
+    #[error("{}: cannot be read: {reason}", path.display())]
+    Read { path: PathBuf, reason: std::io::Error },
     #[error("{}: found {found}, expected {expected}", path.display())]
     Mismatch { path: PathBuf, found: String, expected: String },
-    #[error("{}: {source}", path.display())]
-    Image { path: PathBuf, source: ImageError },
+    #[error("{}: {reason}", path.display())]
+    Image { path: PathBuf, reason: ImageError },
 }
 
 /// Pixels of an image, at most.
@@ -76,7 +76,7 @@ impl Dataset {
         let mut records = Vec::new();
         for file in files {
             let read = std::fs::read(file);
-            records.extend(read.map_err(|source| DatasetError::Read { path: file.clone(), source })?);
+            records.extend(read.map_err(|reason| DatasetError::Read { path: file.clone(), reason })?);
         }
         let fits = |labels: &usize| !records.is_empty() && records.len().is_multiple_of(labels + PIXELS);
         let Some(labels) = [1, 2].into_iter().find(fits) else {
@@ -129,9 +129,9 @@ impl Dataset {
             }
             Self::Folder(images) => {
                 let (path, class) = &images[index];
-                let bytes = std::fs::read(path).map_err(|source| DatasetError::Read { path: path.clone(), source })?;
+                let bytes = std::fs::read(path).map_err(|reason| DatasetError::Read { path: path.clone(), reason })?;
                 let image =
-                    decode(&bytes, MAX_PIXELS).map_err(|source| DatasetError::Image { path: path.clone(), source })?;
+                    decode(&bytes, MAX_PIXELS).map_err(|reason| DatasetError::Image { path: path.clone(), reason })?;
                 Ok((image, *class))
             }
         }
@@ -140,7 +140,7 @@ impl Dataset {
 
 /// What is in a directory, sorted by name.
 fn entries(dir: &Path) -> Result<Vec<PathBuf>, DatasetError> {
-    let failed = |source| DatasetError::Read { path: dir.to_path_buf(), source };
+    let failed = |reason| DatasetError::Read { path: dir.to_path_buf(), reason };
     let found = std::fs::read_dir(dir).map_err(failed)?;
     let mut found =
         found.map(|entry| entry.map(|entry| entry.path())).collect::<Result<Vec<_>, _>>().map_err(failed)?;

@@ -35,16 +35,16 @@ impl scheduler::Model for Model {
 /// Why a repository of models cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
-    #[error("{}: cannot be read: {source}", dir.display())]
-    Read { dir: PathBuf, source: std::io::Error },
+    #[error("{}: cannot be read: {reason}", dir.display())]
+    Read { dir: PathBuf, reason: std::io::Error },
     #[error("{}: no model found, expected <name>/<version>/bundle.json with a number as version", .0.display())]
     Empty(PathBuf),
     #[error("default model '{name}' not found, expected one of: {known}")]
     Default { name: String, known: String },
     #[error(transparent)]
     Bundle(#[from] BundleError),
-    #[error("{}: {source}", dir.display())]
-    Engine { dir: PathBuf, source: EngineError },
+    #[error("{}: {reason}", dir.display())]
+    Engine { dir: PathBuf, reason: EngineError },
 }
 
 /// A request for a model that is not there.
@@ -118,8 +118,8 @@ impl Registry {
                 let path = bundle.dir.clone();
                 let engine = match Engine::new(bundle, runtime, options.provider, options.replicas) {
                     Ok(engine) => engine,
-                    Err(source) => {
-                        errors.push(RegistryError::Engine { dir: path, source });
+                    Err(reason) => {
+                        errors.push(RegistryError::Engine { dir: path, reason });
                         continue;
                     }
                 };
@@ -205,20 +205,23 @@ pub fn default_bundle(dir: &Path, default: Option<&str>) -> Result<PathBuf, Regi
 fn scan(dir: &Path) -> Result<Vec<(String, u64, PathBuf)>, RegistryError> {
     let mut found = Vec::new();
     for model in subdirectories(dir)? {
+        let mut versions = 0;
         for version in subdirectories(&model)? {
             let name = |path: &Path| path.file_name().and_then(|name| name.to_str()).map(str::to_owned);
             if let (Some(name), Some(number)) = (name(&model), name(&version).and_then(|name| name.parse().ok())) {
                 found.push((name, number, version));
-            } else {
-                tracing::warn!(path = %version.display(), "passed over: a version is a number");
+                versions += 1;
             }
+        }
+        if versions == 0 {
+            tracing::warn!(model = %model.display(), "passed over: it has no version, a directory with a number as name");
         }
     }
     if found.is_empty() { Err(RegistryError::Empty(dir.to_path_buf())) } else { Ok(found) }
 }
 
 fn subdirectories(dir: &Path) -> Result<Vec<PathBuf>, RegistryError> {
-    let failed = |source| RegistryError::Read { dir: dir.to_path_buf(), source };
+    let failed = |reason| RegistryError::Read { dir: dir.to_path_buf(), reason };
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(failed)? {
         let path = entry.map_err(failed)?.path();

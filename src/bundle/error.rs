@@ -3,15 +3,15 @@
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
-/// A bundle that cannot be served. The message names the file and the mismatch.
+/// A bundle that cannot be served. The message names the file and the mismatch, and holds its reason.
 #[derive(Debug, thiserror::Error)]
 pub enum BundleError {
-    #[error("{}: cannot be read: {source}", file.display())]
-    Read { file: PathBuf, source: std::io::Error },
-    #[error("{}: is not a bundle manifest: {source}", file.display())]
-    Manifest { file: PathBuf, source: serde_json::Error },
-    #[error("{}: is not an ONNX model: {source}", file.display())]
-    Onnx { file: PathBuf, source: prost::DecodeError },
+    #[error("{}: cannot be read: {reason}", file.display())]
+    Read { file: PathBuf, reason: std::io::Error },
+    #[error("{}: is not a bundle manifest: {reason}", file.display())]
+    Manifest { file: PathBuf, reason: serde_json::Error },
+    #[error("{}: is not an ONNX model: {reason}", file.display())]
+    Onnx { file: PathBuf, reason: prost::DecodeError },
     #[error("{}: {what}: found {found}, expected {expected}", file.display())]
     Mismatch { file: PathBuf, what: String, found: String, expected: String },
 }

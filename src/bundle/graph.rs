@@ -39,7 +39,7 @@ impl Graph {
     /// `opset` imported, no external data.
     pub(super) fn parse(file: &Path, bytes: &[u8], border: Border, opset: i64) -> Result<Self, BundleError> {
         let model =
-            ModelProto::decode(bytes).map_err(|source| BundleError::Onnx { file: file.to_path_buf(), source })?;
+            ModelProto::decode(bytes).map_err(|reason| BundleError::Onnx { file: file.to_path_buf(), reason })?;
         let wrong = |what: &str, found: &dyn std::fmt::Display, expected: &dyn std::fmt::Display| {
             BundleError::mismatch(file, what, found, expected)
         };

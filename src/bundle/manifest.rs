@@ -136,7 +136,7 @@ impl Manifest {
         struct Versioned {
             schema_version: u32,
         }
-        let as_manifest = |source| BundleError::Manifest { file: file.to_path_buf(), source };
+        let as_manifest = |reason| BundleError::Manifest { file: file.to_path_buf(), reason };
         let versioned: Versioned = serde_json::from_slice(bytes).map_err(as_manifest)?;
         if versioned.schema_version != SCHEMA_VERSION {
             return Err(BundleError::mismatch(file, "schema_version", versioned.schema_version, SCHEMA_VERSION));

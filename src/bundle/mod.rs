@@ -161,7 +161,7 @@ impl Bundle {
 const LARGEST_FILE: u64 = 2 << 30;
 
 fn read(file: &Path) -> Result<Vec<u8>, BundleError> {
-    let failed = |source| BundleError::Read { file: file.to_path_buf(), source };
+    let failed = |reason| BundleError::Read { file: file.to_path_buf(), reason };
     let length = std::fs::metadata(file).map_err(failed)?.len();
     if length > LARGEST_FILE {
         return Err(BundleError::mismatch(file, "size", format!("{length} bytes"), "at most 2 GiB"));

@@ -6,15 +6,15 @@ use std::str::FromStr;
 
 use super::Usage;
 
-/// A value that parsed, or the text that did not and why.
+/// A value that parsed, or the text that did not.
 #[derive(Debug, Clone)]
-pub(crate) struct Checked<T>(Result<T, (String, String)>);
+pub(crate) struct Checked<T>(Result<T, String>);
 
-impl<T: FromStr<Err: Display>> FromStr for Checked<T> {
+impl<T: FromStr> FromStr for Checked<T> {
     type Err = Infallible;
 
     fn from_str(text: &str) -> Result<Self, Infallible> {
-        Ok(Self(text.parse().map_err(|error: T::Err| (text.to_owned(), error.to_string()))))
+        Ok(Self(text.parse().map_err(|_| text.to_owned())))
     }
 }
 
@@ -34,16 +34,13 @@ impl Problems {
     where
         T: Display,
     {
-        match value.0 {
+        let found = match value.0 {
             Ok(value) if fits(&value) => return Some(value),
-            Ok(value) => self.note(format!("{flag}: found '{value}', expected {expected}")),
-            Err((text, reason)) => self.note(format!("{flag}: found '{text}', expected {expected} ({reason})")),
-        }
+            Ok(value) => value.to_string(),
+            Err(text) => text,
+        };
+        self.0.push(format!("{flag}: found '{found}', expected {expected}"));
         None
-    }
-
-    pub(crate) fn note(&mut self, problem: impl Into<String>) {
-        self.0.push(problem.into());
     }
 
     /// `value` if nothing was wrong.

@@ -83,6 +83,6 @@ pub(crate) fn main() -> ExitCode {
 
 #[expect(clippy::print_stderr, reason = "what went wrong goes to people, not to the log")]
 fn report(problems: &[String], code: u8) -> ExitCode {
-    problems.iter().for_each(|problem| eprintln!("error: {problem}"));
+    problems.iter().flat_map(|problem| problem.lines()).for_each(|line| eprintln!("error: {line}"));
     ExitCode::from(code)
 }

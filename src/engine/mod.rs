@@ -255,7 +255,8 @@ impl Replica {
         let mut learned = HashMap::new();
         if !undecided.is_empty() {
             let pixels: Vec<&[f32]> = undecided.iter().map(|&at| images[at].pixels).collect();
-            match self.policy_logits(&pixels) {
+            let span = tracing::debug_span!("policy", images = pixels.len());
+            match span.in_scope(|| self.policy_logits(&pixels)) {
                 Ok(logits) => {
                     let masks = undecided.iter().zip(logits);
                     learned.extend(masks.map(|(&at, logits)| (at, images[at].selection.learned(costs, &logits))));
@@ -281,7 +282,9 @@ impl Replica {
         for (mask, members) in groups {
             let pixels: Vec<&[f32]> = members.iter().map(|&at| images[at].pixels).collect();
             let started = Instant::now();
-            let result = if mask.is_full() { self.run_full(&pixels) } else { self.run_blocks(&mask, &pixels) };
+            let span = tracing::debug_span!("backbone", images = pixels.len(), blocks = mask.kept());
+            let result =
+                span.in_scope(|| if mask.is_full() { self.run_full(&pixels) } else { self.run_blocks(&mask, &pixels) });
             let backbone = started.elapsed();
             match result {
                 Ok(logits) => {

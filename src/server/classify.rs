@@ -227,14 +227,16 @@ impl Service {
     async fn decode(&self, model: &Arc<Model>, bytes: Bytes) -> Result<Decoded, Error> {
         let turn = Arc::clone(&self.decoders).acquire_owned().await.expect("the semaphore is never closed");
         let (model, most) = (Arc::clone(model), self.limits.pixels);
+        let request = tracing::Span::current();
         let span = tracing::debug_span!("decode", bytes = bytes.len());
         let decoded = tokio::task::spawn_blocking(move || {
             let _turn = turn;
-            let _inside = span.enter();
             let started = Instant::now();
-            let image = decode(&bytes, most)?;
+            let image = span.in_scope(|| decode(&bytes, most))?;
             let decoded = started.elapsed();
-            let pixels = preprocess(&image, &model.engine.bundle().manifest.input);
+            let span =
+                tracing::debug_span!(parent: &request, "preprocess", width = image.width(), height = image.height());
+            let pixels = span.in_scope(|| preprocess(&image, &model.engine.bundle().manifest.input));
             Ok(Decoded { pixels, decode: decoded, preprocess: started.elapsed().saturating_sub(decoded) })
         });
         let decoded: Result<Decoded, Error> =

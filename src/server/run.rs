@@ -38,8 +38,8 @@ pub struct Settings {
 /// Why the server could not start, or stopped badly.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    #[error("{flag}: cannot listen on {address}: {source}")]
-    Listen { flag: &'static str, address: SocketAddr, source: std::io::Error },
+    #[error("{flag}: cannot listen on {address}: {reason}")]
+    Listen { flag: &'static str, address: SocketAddr, reason: std::io::Error },
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
@@ -119,7 +119,7 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
 }
 
 fn listen(flag: &'static str, address: SocketAddr) -> Result<TcpListener, ServeError> {
-    let failed = |source| ServeError::Listen { flag, address, source };
+    let failed = |reason| ServeError::Listen { flag, address, reason };
     let listener = TcpListener::bind(address).map_err(failed)?;
     listener.set_nonblocking(true).map_err(failed)?;
     Ok(listener)
