@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use image::RgbImage;
 
-use crate::image::{ImageError, decode};
+use crate::image::{ImageError, MAX_PIXELS, decode};
 
 /// Images with their classes.
 pub enum Dataset {
@@ -24,9 +24,6 @@ pub enum DatasetError {
     #[error("{}: {reason}", path.display())]
     Image { path: PathBuf, reason: ImageError },
 }
-
-/// Pixels of an image, at most.
-const MAX_PIXELS: u64 = 64_000_000;
 
 const SIDE: usize = 32;
 const PIXELS: usize = 3 * SIDE * SIDE;

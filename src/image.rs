@@ -13,6 +13,9 @@ use crate::bundle::{Filter, InputSpec};
 /// The types that are read, for messages.
 pub const TYPES: &str = "JPEG, PNG, WebP, BMP or GIF";
 
+/// Pixels of an image, at most, where nothing else is said.
+pub const MAX_PIXELS: u64 = 64_000_000;
+
 /// An image that cannot be classified.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ImageError {

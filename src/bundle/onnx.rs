@@ -7,7 +7,25 @@ mod generated {
 
 pub use generated::*;
 
+use attribute_proto::AttributeType;
 use tensor_proto::DataType;
+
+impl AttributeProto {
+    /// An attribute that is a list of integers.
+    pub fn of_ints(name: &str, values: &[i64]) -> Self {
+        Self {
+            name: Some(name.to_owned()),
+            r#type: Some(AttributeType::Ints as i32),
+            ints: values.to_vec(),
+            ..Self::default()
+        }
+    }
+
+    /// An attribute that is an integer.
+    pub fn of_int(name: &str, value: i64) -> Self {
+        Self { name: Some(name.to_owned()), r#type: Some(AttributeType::Int as i32), i: Some(value), ..Self::default() }
+    }
+}
 
 impl NodeProto {
     /// The attribute called `name`, where the node has one.

@@ -560,26 +560,8 @@ fn window(node: &NodeProto, image: &[u64], kernel: &[u64], ceil: bool) -> Result
 
 #[cfg(test)]
 mod tests {
-    use super::super::onnx::{TensorProto, attribute_proto::AttributeType, tensor_proto::DataType};
+    use super::super::onnx::{TensorProto, tensor_proto::DataType};
     use super::*;
-
-    fn ints(name: &str, values: &[i64]) -> AttributeProto {
-        AttributeProto {
-            name: Some(name.into()),
-            r#type: Some(AttributeType::Ints as i32),
-            ints: values.to_vec(),
-            ..Default::default()
-        }
-    }
-
-    fn int(name: &str, value: i64) -> AttributeProto {
-        AttributeProto {
-            name: Some(name.into()),
-            r#type: Some(AttributeType::Int as i32),
-            i: Some(value),
-            ..Default::default()
-        }
-    }
 
     fn weight(name: &str, dims: &[i64]) -> TensorProto {
         TensorProto {
@@ -623,7 +605,8 @@ mod tests {
     #[test]
     fn a_convolution_counts_two_operations_per_multiply_accumulate() {
         // The stem of ImageNet ResNets: 7x7/2 on 224x224, 3 to 64 channels.
-        let attributes = vec![ints("strides", &[2, 2]), ints("pads", &[3, 3, 3, 3])];
+        let attributes =
+            vec![AttributeProto::of_ints("strides", &[2, 2]), AttributeProto::of_ints("pads", &[3, 3, 3, 3])];
         let (shape, flops) = run("Conv", &[1, 3, 224, 224], vec![weight("w", &[64, 3, 7, 7])], attributes).unwrap();
         assert_eq!(shape, [1, 64, 112, 112]);
         assert_eq!(flops, 2 * 3 * 64 * 7 * 7 * 112 * 112);
@@ -632,7 +615,8 @@ mod tests {
     #[test]
     fn groups_divide_the_work() {
         let (shape, flops) =
-            run("Conv", &[2, 8, 5, 5], vec![weight("w", &[8, 2, 1, 1])], vec![int("group", 4)]).unwrap();
+            run("Conv", &[2, 8, 5, 5], vec![weight("w", &[8, 2, 1, 1])], vec![AttributeProto::of_int("group", 4)])
+                .unwrap();
         assert_eq!(shape, [2, 8, 5, 5]);
         assert_eq!(flops, 2 * (2 * 8 * 5 * 5) * 2);
         let problem = run("Conv", &[2, 8, 5, 5], vec![weight("w", &[8, 2, 1, 1])], vec![]).unwrap_err();
@@ -642,7 +626,12 @@ mod tests {
     #[test]
     fn pools_round_down_or_up_as_told() {
         let attributes = |ceil| {
-            vec![ints("kernel_shape", &[3, 3]), ints("strides", &[2, 2]), ints("pads", &[1; 4]), int("ceil_mode", ceil)]
+            vec![
+                AttributeProto::of_ints("kernel_shape", &[3, 3]),
+                AttributeProto::of_ints("strides", &[2, 2]),
+                AttributeProto::of_ints("pads", &[1; 4]),
+                AttributeProto::of_int("ceil_mode", ceil),
+            ]
         };
         assert_eq!(run("MaxPool", &[1, 64, 112, 112], vec![], attributes(0)).unwrap().0, [1, 64, 56, 56]);
         assert_eq!(run("MaxPool", &[1, 64, 112, 112], vec![], attributes(1)).unwrap().0, [1, 64, 57, 57]);
@@ -651,7 +640,11 @@ mod tests {
                 "AveragePool",
                 &[1, 4, 5, 5],
                 vec![],
-                vec![ints("kernel_shape", &[2, 2]), ints("strides", &[2, 2]), int("ceil_mode", 1)]
+                vec![
+                    AttributeProto::of_ints("kernel_shape", &[2, 2]),
+                    AttributeProto::of_ints("strides", &[2, 2]),
+                    AttributeProto::of_int("ceil_mode", 1)
+                ]
             )
             .unwrap()
             .0,
@@ -666,7 +659,14 @@ mod tests {
         let pads = constant("p", &[0, 0, 0, 0, 0, 16, 0, 0]);
         assert_eq!(run("Pad", &[1, 16, 16, 16], vec![pads], vec![]).unwrap().0, [1, 32, 16, 16]);
         assert_eq!(
-            run("ReduceMean", &[2, 8, 4, 4], vec![], vec![ints("axes", &[2, 3]), int("keepdims", 0)]).unwrap().0,
+            run(
+                "ReduceMean",
+                &[2, 8, 4, 4],
+                vec![],
+                vec![AttributeProto::of_ints("axes", &[2, 3]), AttributeProto::of_int("keepdims", 0)]
+            )
+            .unwrap()
+            .0,
             [2, 8]
         );
     }
@@ -678,7 +678,13 @@ mod tests {
         }
         assert!(run("Conv", &[1, 1, 3, 3], vec![weight("w", &[1, 1, 5, 5])], vec![]).is_err());
         assert!(
-            run("Conv", &[1, 1, 3, 3], vec![weight("w", &[1, 1, 1, 1])], vec![ints("pads", &[i64::MAX; 4])]).is_err()
+            run(
+                "Conv",
+                &[1, 1, 3, 3],
+                vec![weight("w", &[1, 1, 1, 1])],
+                vec![AttributeProto::of_ints("pads", &[i64::MAX; 4])]
+            )
+            .is_err()
         );
     }
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use blockdrop::engine::{Answer, Image};
-use blockdrop::image::{decode, preprocess};
+use blockdrop::image::{MAX_PIXELS, decode, preprocess};
 use blockdrop::server::{Prediction, predictions};
 use clap::Args;
 use serde_json::json;
@@ -36,9 +36,6 @@ pub(crate) struct Options {
     #[arg(long, env = "BLOCKDROP_JSON")]
     json: bool,
 }
-
-/// Pixels of an image, at most.
-const MAX_PIXELS: u64 = 64_000_000;
 
 pub(crate) fn run(options: Options) -> Result<(), Failure> {
     let mut problems = Problems::default();

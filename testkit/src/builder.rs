@@ -2,8 +2,7 @@
 
 use blockdrop::bundle::onnx::{
     AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto, TypeProto,
-    ValueInfoProto, attribute_proto::AttributeType, tensor_proto::DataType, tensor_shape_proto::Dimension,
-    tensor_shape_proto::dimension, type_proto,
+    ValueInfoProto, tensor_proto::DataType, tensor_shape_proto::Dimension, tensor_shape_proto::dimension, type_proto,
 };
 use prost::Message;
 use rand::{RngExt, SeedableRng};
@@ -70,22 +69,29 @@ impl Builder {
         let weight = self.weight(&format!("{layer}.weight"), &shape, gain * (2.0 / fan_in).sqrt());
         let bias = self.weight(&format!("{layer}.bias"), &[conv.to], 0.1);
         let (kernel, stride, pad) = (conv.kernel as i64, conv.stride as i64, (conv.kernel / 2) as i64);
-        let attributes =
-            vec![ints("kernel_shape", &[kernel; 2]), ints("strides", &[stride; 2]), ints("pads", &[pad; 4])];
+        let attributes = vec![
+            AttributeProto::of_ints("kernel_shape", &[kernel; 2]),
+            AttributeProto::of_ints("strides", &[stride; 2]),
+            AttributeProto::of_ints("pads", &[pad; 4]),
+        ];
         self.node("Conv", layer, &[x, &weight, &bias], attributes)
     }
 
     pub(crate) fn linear(&mut self, layer: &str, x: &str, from: u64, to: u64, scale: f32) -> String {
         let weight = self.weight(&format!("{layer}.weight"), &[to, from], scale);
         let bias = self.weight(&format!("{layer}.bias"), &[to], scale);
-        self.node("Gemm", layer, &[x, &weight, &bias], vec![int("transB", 1)])
+        self.node("Gemm", layer, &[x, &weight, &bias], vec![AttributeProto::of_int("transB", 1)])
     }
 
     /// Average pool by `stride`, then zero channels appended: the shortcut without weights (option A).
     pub(crate) fn pooled_shortcut(&mut self, layer: &str, x: &str, from: u64, to: u64, stride: u64) -> String {
         let window = [stride as i64; 2];
-        let pooled =
-            self.node("AveragePool", layer, &[x], vec![ints("kernel_shape", &window), ints("strides", &window)]);
+        let pooled = self.node(
+            "AveragePool",
+            layer,
+            &[x],
+            vec![AttributeProto::of_ints("kernel_shape", &window), AttributeProto::of_ints("strides", &window)],
+        );
         let pads = format!("{layer}.pads");
         self.graph.initializer.push(TensorProto {
             name: Some(pads.clone()),
@@ -111,24 +117,6 @@ impl Builder {
             ..Default::default()
         });
         name.into()
-    }
-}
-
-fn ints(name: &str, values: &[i64]) -> AttributeProto {
-    AttributeProto {
-        name: Some(name.into()),
-        r#type: Some(AttributeType::Ints as i32),
-        ints: values.to_vec(),
-        ..Default::default()
-    }
-}
-
-fn int(name: &str, value: i64) -> AttributeProto {
-    AttributeProto {
-        name: Some(name.into()),
-        r#type: Some(AttributeType::Int as i32),
-        i: Some(value),
-        ..Default::default()
     }
 }
 
