@@ -8,15 +8,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from blockdrop_train import data
 from blockdrop_train.errors import DataError
 
 
+def cifar10(root: Path, split: str) -> data.Images:
+    images = data.load("cifar10", root, split)
+    assert isinstance(images, data.Images)
+    return images
+
+
 def test_split_is_fixed_and_disjoint(cifar: Path) -> None:
-    train, held = (data.load("cifar10", cifar, s) for s in ("train", "validation"))
+    train, held = (cifar10(cifar, s) for s in ("train", "validation"))
     assert (len(train), len(held)) == (270, 30)
-    assert torch.equal(held.pixels, data.load("cifar10", cifar, "validation").pixels)
+    assert torch.equal(held.pixels, cifar10(cifar, "validation").pixels)
     together = torch.cat([train.pixels, held.pixels]).flatten(1)
     assert len(torch.unique(together, dim=0)) == 300
     assert len(data.load("cifar10", cifar, "test")) == 40
@@ -32,7 +39,7 @@ def test_python_layout_equals_binary(cifar: Path, tmp_path: Path) -> None:
     names = [n.encode() for n in data.load("cifar10", cifar, "test").labels]
     (home / "batches.meta").write_bytes(pickle.dumps({b"label_names": names}))
     for split in ("train", "test"):
-        a, b = (data.load("cifar10", root, split) for root in (cifar, tmp_path / "py"))
+        a, b = (cifar10(root, split) for root in (cifar, tmp_path / "py"))
         assert torch.equal(a.pixels, b.pixels)
         assert torch.equal(a.targets, b.targets)
         assert a.labels == b.labels
@@ -53,7 +60,7 @@ def test_cifar100_reads_the_fine_label(tmp_path: Path) -> None:
 def test_missing_data_says_where_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="unpack the CIFAR-10 binary or Python archive"):
         data.load("cifar10", tmp_path, "train")
-    with pytest.raises(DataError, match="expected one of cifar10, cifar100"):
+    with pytest.raises(DataError, match="expected one of cifar10, cifar100, folder"):
         data.load("mnist", tmp_path, "train")
 
 
@@ -99,3 +106,27 @@ def test_normalise() -> None:
         torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)
     )
     torch.testing.assert_close(x[0, :, 0, 0], torch.tensor([2.0, 1.0, 0.5]))
+
+
+def test_image_folders(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for number, label in enumerate(("ant", "bee")):
+            home = tmp_path / split / label
+            home.mkdir(parents=True)
+            for i in range(10):
+                size = (40 + i, 60) if i % 2 else (60, 40 + i)
+                Image.new("RGB", size, (200 * number, 50, 10 * i)).save(home / f"{i}.png")
+    train, held, test = (
+        data.load("folder", tmp_path, s, 24, 32) for s in ("train", "validation", "test")
+    )
+    assert (len(train), len(held), len(test)) == (18, 2, 20)
+    assert train.labels == ("ant", "bee")
+    rows = torch.arange(5)
+    for pixels in (test.plain(rows), test.augmented(rows, data.generator_for(1))):
+        assert pixels.shape == (5, 3, 24, 24)
+        assert pixels[:, :, 0, 0].tolist() == [[0, 50, 10 * i] for i in range(5)]
+    (tmp_path / "val" / "bee" / "3.png").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"3.png cannot be decoded"):
+        data.load("folder", tmp_path, "test", 24, 32).plain(torch.arange(20))
+    with pytest.raises(DataError, match=r"is not a folder: expected one folder of images"):
+        data.load("folder", tmp_path / "none", "test", 24, 32)

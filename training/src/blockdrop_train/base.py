@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import data, loop
+from . import loop
 from .config import Base, Masks
 from .evaluate import score
 from .loop import Batch, Job, Phase
@@ -44,8 +44,8 @@ def train(job: Job, world: World = World()) -> None:  # noqa: B008
     torch.manual_seed(config.seed)
     net = config.build_net().to(job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     opt = loop.sgd(net, base.momentum, base.decay)
-    images = data.load(config.data.name, job.data_root, "train")
-    held = data.load(config.data.name, job.data_root, "validation")
+    images = config.load(job.data_root, "train")
+    held = config.load(job.data_root, "validation")
 
     def step(progress: float, batch: Batch, generator: torch.Generator) -> dict[str, float]:
         net.train()

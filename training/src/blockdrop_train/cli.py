@@ -166,13 +166,13 @@ def _export(job: Job, given: str | None, output: Path, note: str, command: list[
     saved = load_nets(job.checkpoint(phase), {"net": net, "policy": policy})
     measured: dict[str, Any] = {}
     for split in ("validation", "test"):
-        images = data.load(settings.data.name, job.data_root, split)
+        images = settings.load(job.data_root, split)
         figures = path_scores(net, policy, images, settings.normalise())
         measured[split] = {"images": len(images)} | {
             key: {k: v for k, v in figures[key].items() if k != "images"}
             for key in ("full", "policy")
         }
-    test = data.load(settings.data.name, job.data_root, "test")
+    test = settings.load(job.data_root, "test")
     full, learned = (measured["test"][key] for key in ("full", "policy"))
     description = (
         f"{settings.net.family} ResNet-{settings.net.depth} on {settings.data.name}: "
@@ -189,7 +189,7 @@ def _export(job: Job, given: str | None, output: Path, note: str, command: list[
             "dataset": settings.data.name,
         },
         labels=test.labels,
-        short_side=settings.net.size,
+        short_side=settings.data.short_side,
         provenance={
             "config": share(settings),
             "seed": settings.seed,
@@ -205,7 +205,7 @@ def _export(job: Job, given: str | None, output: Path, note: str, command: list[
         },
         measured=measured,
     )
-    inputs = settings.normalise()(test.pixels[:256])
+    inputs = settings.normalise()(test.plain(torch.arange(min(256, len(test)))))
     export(output, net, policy, settings.normalise(), about, inputs)
     print(f"{output}: {description}")
 

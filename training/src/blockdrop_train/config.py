@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .data import CIFAR_MEAN, CIFAR_STD, Normalise
+from .data import CIFAR_MEAN, CIFAR_STD, AnyImages, Normalise, load
 from .errors import ConfigError
 from .nets import (
     CIFAR_WIDTHS,
@@ -28,13 +28,15 @@ class Data:
     """Which images.
 
     Attributes:
-        name: ``cifar10`` or ``cifar100``.
+        name: ``cifar10``, ``cifar100``, or ``folder`` for ImageNet's layout.
         classes: number of classes.
+        short_side: pixels that an image's short side is resized to before cropping (``folder``).
         mean, std: of the channels, pixels in [0, 1]; the net's input is (pixel - mean) / std.
     """
 
     name: str = "cifar10"
     classes: int = 10
+    short_side: int = 32
     mean: tuple[float, ...] = CIFAR_MEAN
     std: tuple[float, ...] = CIFAR_STD
 
@@ -186,6 +188,16 @@ class Config:
     base: Base = field(default_factory=Base)
     curriculum: Curriculum = field(default_factory=Curriculum)
     finetune: Finetune = field(default_factory=Finetune)
+
+    def load(self, root: Path, split: str) -> AnyImages:
+        """The ``train``, ``validation`` or ``test`` images from the folder of data sets."""
+        images = load(self.data.name, root, split, self.net.size, self.data.short_side)
+        if len(images.labels) != self.data.classes:
+            raise ConfigError(
+                f"data.classes is {self.data.classes}, the {split} images have "
+                f"{len(images.labels)} classes"
+            )
+        return images
 
     def normalise(self) -> Normalise:
         """What turns pixels into the nets' input."""

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import data, loop
-from .data import Images, Normalise
+from . import loop
+from .data import AnyImages, Normalise
 from .errors import CheckpointError
 from .evaluate import learned_masks, score
 from .flops import block_flops, full_flops, policy_flops
@@ -50,7 +50,9 @@ def straight_through(logits: Tensor, noise: float, generator: torch.Generator) -
     return (noisy >= 0).to(soft.dtype) + soft - soft.detach()
 
 
-def path_scores(net: ResNet, policy: Policy, held: Images, normalise: Normalise) -> dict[str, Any]:
+def path_scores(
+    net: ResNet, policy: Policy, held: AnyImages, normalise: Normalise
+) -> dict[str, Any]:
     """Figures of the full net and of the policy's paths on the images ``held``."""
     masks = learned_masks(policy, held, normalise)
     return {
@@ -95,8 +97,8 @@ def _train_reinforce(job: Job, world: World) -> None:
     _start(job, {"net": net})
     net.requires_grad_(False)
     opt = torch.optim.Adam(policy.parameters(), lr=given.rate)
-    images = data.load(config.data.name, job.data_root, "train")
-    held = data.load(config.data.name, job.data_root, "validation")
+    images = config.load(job.data_root, "train")
+    held = config.load(job.data_root, "validation")
 
     def step(progress: float, batch: Batch, generator: torch.Generator) -> dict[str, float]:
         net.eval()
@@ -139,8 +141,8 @@ def _train_gates(job: Job, world: World) -> None:
     _start(job, {"net": net})
     auxiliary = nn.Linear(policy.net.head.in_features, config.data.classes).to(job.device)
     nn.init.constant_(policy.net.head.bias, given.keep_bias)
-    images = data.load(config.data.name, job.data_root, "train")
-    held = data.load(config.data.name, job.data_root, "validation")
+    images = config.load(job.data_root, "train")
+    held = config.load(job.data_root, "validation")
     decider = nn.ModuleList([policy, auxiliary])
     policy_opt = torch.optim.Adam(decider.parameters(), lr=given.rate)
     net_opt = loop.sgd(net, 0.9, config.base.decay)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .errors import DataError
+from .folder import FolderImages, load_folder
 
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR_STD = (0.2470, 0.2435, 0.2616)
@@ -42,6 +43,17 @@ class Images:
     def subset(self, rows: Tensor) -> Images:
         """The images ``rows``, in that order."""
         return Images(self.pixels[rows], self.targets[rows], self.labels)
+
+    def plain(self, rows: Tensor) -> Tensor:
+        """The images ``rows``: uint8 [N, C, H, W]."""
+        return self.pixels[rows]
+
+    def augmented(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """The images ``rows``, randomly cropped and flipped: uint8 [N, C, H, W]."""
+        return augment(self.pixels[rows], generator)
+
+
+AnyImages = Images | FolderImages
 
 
 @dataclass(frozen=True)
@@ -155,23 +167,33 @@ def load_cifar(name: str, root: Path, split: str) -> Images:
     raise DataError(f"no {name} {split} files in {root}: unpack {_GET[name]} there ({folders})")
 
 
-def load(name: str, root: Path, split: str) -> Images:
+def load(name: str, root: Path, split: str, size: int = 32, short_side: int = 32) -> AnyImages:
     """A data set's ``train``, ``validation`` or ``test`` images.
 
     The validation split is a fixed tenth of the published training images (5,000 of CIFAR's
-    50,000); ``train`` is the rest. Choices are made on it, never on test images.
+    50,000), at most 50,000; ``train`` is the rest. Choices are made on it, never on test images.
+
+    Args:
+        name: ``cifar10``, ``cifar100``, or ``folder`` for ImageNet's layout in ``root``, whose
+            ``val`` folder is the test split here.
+        size: of ``folder`` images, height and width of the crop.
+        short_side: of ``folder`` images, before the crop.
     """
     if split not in ("train", "validation", "test"):
         raise DataError(f"split '{split}': expected train, validation or test")
-    if name not in _LAYOUTS:
-        raise DataError(f"data set '{name}': expected one of {', '.join(_LAYOUTS)}")
-    if not root.is_dir():
-        raise DataError(f"{root} is not a folder: unpack {_GET[name]} there")
-    images = load_cifar(name, root, "test" if split == "test" else "train")
+    images: AnyImages
+    if name == "folder":
+        images = load_folder(root / ("val" if split == "test" else "train"), size, short_side)
+    elif name in _LAYOUTS:
+        if not root.is_dir():
+            raise DataError(f"{root} is not a folder: unpack {_GET[name]} there")
+        images = load_cifar(name, root, "test" if split == "test" else "train")
+    else:
+        raise DataError(f"data set '{name}': expected one of {', '.join(_LAYOUTS)}, folder")
     if split == "test":
         return images
     order = np.random.RandomState(SPLIT_SEED).permutation(len(images))
-    held = len(images) // 10
+    held = min(len(images) // 10, 50_000)
     rows = order[:held] if split == "validation" else order[held:]
     return images.subset(torch.from_numpy(np.sort(rows)))
 
@@ -216,7 +238,8 @@ def batches(
     return list(order[: full * step].view(full, world, size)[:, rank])
 
 
-def in_order(images: Images, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def in_order(images: AnyImages, size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Pixels and targets in order, ``size`` at a time, the incomplete last batch included."""
     for start in range(0, len(images), size):
-        yield images.pixels[start : start + size], images.targets[start : start + size]
+        rows = torch.arange(start, min(start + size, len(images)))
+        yield images.plain(rows), images.targets[rows]

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from .data import Images, Normalise, in_order
+from .data import AnyImages, Normalise, in_order
 from .flops import block_flops, full_flops, policy_flops
 from .nets import Policy, ResNet
 
@@ -39,35 +39,41 @@ class Score:
 
 
 @torch.no_grad()
-def learned_masks(policy: Policy, images: Images, normalise: Normalise, batch: int = 500) -> Tensor:
+def learned_masks(
+    policy: Policy, images: AnyImages, normalise: Normalise, batch: int = 500
+) -> Tensor:
     """The policy's masks, bool [N, K]: keep where the logit is >= 0."""
     policy.eval()
-    masks = [policy(normalise(pixels)) >= 0 for pixels, _ in in_order(images, batch)]
+    device = policy.net.head.weight.device
+    masks = [
+        policy(normalise(pixels).to(device)).cpu() >= 0 for pixels, _ in in_order(images, batch)
+    ]
     return torch.cat(masks)
 
 
 @torch.no_grad()
 def logits(
     net: ResNet,
-    images: Images,
+    images: AnyImages,
     normalise: Normalise,
     masks: Tensor | None = None,
     batch: int = 250,
 ) -> Tensor:
-    """Class logits [N, classes] in eval mode, float32."""
+    """Class logits [N, classes] in eval mode, float32, on the CPU."""
     net.eval()
+    device = net.head.weight.device
     parts = []
     start = 0
     for pixels, _ in in_order(images, batch):
-        mask = None if masks is None else masks[start : start + len(pixels)]
-        parts.append(net(normalise(pixels), mask))
+        mask = None if masks is None else masks[start : start + len(pixels)].to(device)
+        parts.append(net(normalise(pixels).to(device), mask).cpu())
         start += len(pixels)
     return torch.cat(parts)
 
 
 def score(
     net: ResNet,
-    images: Images,
+    images: AnyImages,
     normalise: Normalise,
     masks: Tensor | None = None,
     policy: Policy | None = None,

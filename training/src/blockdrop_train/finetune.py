@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import data, loop
+from . import loop
 from .baselines import Heuristic
 from .curriculum import distillation, nets_of, path_scores
 from .errors import CheckpointError
@@ -47,8 +47,8 @@ def train(job: Job, world: World = World(), heuristic: Heuristic | None = None) 
     config = job.config
     net, policy = nets_of(job)
     _start(job, {"net": net, "policy": policy})
-    images = data.load(config.data.name, job.data_root, "train")
-    held = data.load(config.data.name, job.data_root, "validation")
+    images = config.load(job.data_root, "train")
+    held = config.load(job.data_root, "validation")
     if config.finetune.method == "paths":
         policy.requires_grad_(False)
 
@@ -71,8 +71,8 @@ def _train_heuristic(job: Job, world: World, heuristic: Heuristic) -> None:
     name = phase_of(heuristic)
     if not job.checkpoint(name).exists():
         loop.load_nets(job.checkpoint("base"), {"net": net})
-    images = data.load(config.data.name, job.data_root, "train")
-    held = data.load(config.data.name, job.data_root, "validation")
+    images = config.load(job.data_root, "train")
+    held = config.load(job.data_root, "validation")
     fixed = heuristic.masks(net.segments, len(held))
 
     def decide(batch: Batch, rows: int) -> Tensor:

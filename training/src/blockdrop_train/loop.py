@@ -138,7 +138,7 @@ def load_nets(path: Path, nets: dict[str, nn.Module]) -> dict[str, Any]:
     return saved
 
 
-def run(job: Job, world: World, phase: Phase, images: data.Images) -> None:
+def run(job: Job, world: World, phase: Phase, images: data.AnyImages) -> None:
     """Run a phase to its end, from its checkpoint where the folder has one."""
     if phase.batch % world.size:
         raise ValueError(f"batch {phase.batch} does not divide among {world.size} workers")
@@ -181,7 +181,7 @@ def run(job: Job, world: World, phase: Phase, images: data.Images) -> None:
             order = data.batches(len(images), own, seed, epoch, world.rank, world.size)
             for rows in order[step % per_epoch :]:
                 generator = data.generator_for(seed, phase.number, step, world.rank)
-                pixels = data.augment(images.pixels[rows], generator)
+                pixels = images.augmented(rows, generator)
                 batch = Batch(
                     normalise(pixels).to(job.device),
                     images.targets[rows].to(job.device),

@@ -71,7 +71,7 @@ def _row(
     method: str,
     phase: str,
     net: ResNet,
-    images: data.Images,
+    images: data.AnyImages,
     normalise: data.Normalise,
     masks: Tensor | None = None,
     policy: Policy | None = None,
@@ -92,7 +92,7 @@ def evaluate(job: Job, split: str) -> dict[str, Any]:
     The heuristics keep the learned average of blocks, rounded up, as in the paper: on the base
     net as it is, and on nets finetuned for them where the run has such checkpoints.
     """
-    images = data.load(job.config.data.name, job.data_root, split)
+    images = job.config.load(job.data_root, split)
     net, policy = nets_of(job)
     normalise = job.config.normalise()
     rows: list[dict[str, Any]] = []
