@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
 from blockdrop_train import config
 from blockdrop_train.cli import main
 from blockdrop_train.errors import ConfigError
 from blockdrop_train.export import Bundle
+from blockdrop_train.pictures import keep_rates
 
 TINY = """
 name = "tiny"
@@ -64,6 +67,21 @@ def test_from_base_to_bundle(
     assert manifest["provenance"]["config"]["net"]["depth"] == 8
     assert manifest["measured"]["test"]["images"] == 40
     assert manifest["measured"]["validation"]["policy"]["distinct_masks"] >= 1
+
+    drawn = tmp_path / "pictures"
+    assert main(["pictures", str(target), "--data", str(cifar), "--output", str(drawn)]) == 0
+    assert all((drawn / f"{n}.png").stat().st_size > 0 for n in ("masks", "easy-and-hard"))
+    other = tmp_path / "folder" / "ant"
+    other.mkdir(parents=True)
+    Image.new("RGB", (40, 36)).save(other / "1.png")
+    assert main(["pictures", str(target), "--images", str(other.parent)]) == 1
+    assert "are not the bundle's" in capsys.readouterr().err
+
+
+def test_keep_rates_are_by_class() -> None:
+    masks = torch.tensor([[1, 0], [1, 1], [0, 0]]).bool()
+    rates = keep_rates(masks, torch.tensor([0, 0, 1]), 2)
+    assert rates.tolist() == [[1.0, 0.5], [0.0, 0.0]]
 
 
 def test_errors_name_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,12 +21,24 @@ from typing import Any
 
 import torch
 
-from . import base, checkpoint, config, curriculum, data, finetune, importing, results, workers
+from . import (
+    base,
+    checkpoint,
+    config,
+    curriculum,
+    data,
+    finetune,
+    importing,
+    pictures,
+    results,
+    workers,
+)
 from .baselines import Heuristic
 from .config import Config
 from .curriculum import nets_of, path_scores
 from .errors import CheckpointError, ConfigError, DataError, ExportError
-from .export import About, export
+from .export import About, Bundle, export
+from .folder import load_folder
 from .loop import Job, load_nets, share
 
 CACHE = Path.home() / ".cache" / "blockdrop"
@@ -107,6 +119,17 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--output", type=Path, default=TRAINING / "RESULTS.md", help="[%(default)s]"
     )
+    command = commands.add_parser(
+        "pictures", help="Draw masks by class, and easy and hard images, from a bundle."
+    )
+    command.add_argument("bundle", type=Path, help="models/NAME/VERSION")
+    command.add_argument(
+        "--images", type=Path, help="a folder of images for each class [the data set's test images]"
+    )
+    command.add_argument(
+        "--data", type=Path, default=CACHE / "data", help="folder of data sets [%(default)s]"
+    )
+    command.add_argument("--output", type=Path, default=Path("pictures"), help="[%(default)s]")
     return parser
 
 
@@ -210,10 +233,27 @@ def _export(job: Job, given: str | None, output: Path, note: str, command: list[
     print(f"{output}: {description}")
 
 
+def _pictures(options: argparse.Namespace) -> None:
+    bundle = Bundle(options.bundle)
+    given = bundle.manifest["input"]
+    short_side = given["resize"]["short_side"]
+    images: data.AnyImages
+    if options.images:
+        images = load_folder(options.images, given["height"], short_side)
+    else:
+        name = bundle.manifest["architecture"]["dataset"]
+        images = data.load(name, options.data, "test", given["height"], short_side)
+    for path in pictures.draw(bundle, images, options.output):
+        print(path)
+
+
 def _run(options: argparse.Namespace, arguments: list[str]) -> None:
     if options.command == "table":
         for path in results.table(options.results, options.output):
             print(path)
+        return
+    if options.command == "pictures":
+        _pictures(options)
         return
     settings: Config = config.read(options.config)
     job = Job(
