@@ -135,19 +135,23 @@ fn made_up_policies_choose_more_than_one_mask() {
 }
 
 #[test]
-fn a_network_that_overflows_fails_its_own_images_only() {
+fn an_image_that_overflows_fails_alone() {
     let net = Net::tiny(1);
     let dir = tempfile::tempdir().unwrap();
     let engine = engine(net.bundle(dir.path()));
     let mut images = noise(1, 3, 3 * 16 * 16);
     images[1].fill(f32::MAX);
-    let mask = |keep| Choice { path: Path::FirstK(keep), ..Choice::default() };
-    let selections = [select(&engine, mask(1)), select(&engine, mask(2)), select(&engine, mask(1))];
-    let requests: Vec<Image<'_>> =
-        images.iter().zip(&selections).map(|(pixels, selection)| Image { pixels, selection, index: 0 }).collect();
-    let mut found: Vec<Option<bool>> = vec![None; 3];
-    engine.answer(&requests, &mut |at, answer| found[at] = Some(answer.is_ok()));
-    assert_eq!(found, [Some(true), Some(false), Some(true)]);
+    for path in [Path::FirstK(2), Path::Full, Path::Learned] {
+        let selection = select(&engine, Choice { path, ..Choice::default() });
+        let requests: Vec<Image<'_>> =
+            images.iter().map(|pixels| Image { pixels, selection: &selection, index: 0 }).collect();
+        let mut found: Vec<Option<bool>> = vec![None; 3];
+        engine.answer(&requests, &mut |at, answer| {
+            let before = found[at].replace(answer.is_ok());
+            assert!(before.is_none(), "image {at} was answered twice");
+        });
+        assert_eq!(found, [Some(true), Some(false), Some(true)], "{selection:?}");
+    }
 }
 
 #[test]

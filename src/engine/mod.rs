@@ -48,6 +48,8 @@ pub struct Answer {
     pub backbone: Duration,
     /// Images in that backbone batch.
     pub batch: usize,
+    /// The image's position in that batch, from 0.
+    pub place: usize,
 }
 
 /// Something that answers images: an [`Engine`], or a made-up one in the scheduler's tests.
@@ -194,7 +196,7 @@ impl Replica {
     /// The policy's logits for each image, `[K]`.
     ///
     /// # Errors
-    /// ONNX Runtime fails, or the policy gives values that are not finite.
+    /// ONNX Runtime fails.
     ///
     /// # Panics
     /// An image is not of the model's input size.
@@ -208,7 +210,7 @@ impl Replica {
     /// Class logits, `[C]`, of each image through the full net as one graph.
     ///
     /// # Errors
-    /// ONNX Runtime fails, or the network gives values that are not finite.
+    /// ONNX Runtime fails.
     ///
     /// # Panics
     /// An image is not of the model's input size.
@@ -222,7 +224,7 @@ impl Replica {
     /// Class logits, `[C]`, of each image through the blocks of `mask`, one graph after another.
     ///
     /// # Errors
-    /// ONNX Runtime fails, or the network gives values that are not finite.
+    /// ONNX Runtime fails.
     ///
     /// # Panics
     /// An image is not of the model's input size, or the mask not as long as there are blocks.
@@ -258,8 +260,12 @@ impl Replica {
             let span = tracing::debug_span!("policy", images = pixels.len());
             match span.in_scope(|| self.policy_logits(&pixels)) {
                 Ok(logits) => {
-                    let masks = undecided.iter().zip(logits);
-                    learned.extend(masks.map(|(&at, logits)| (at, images[at].selection.learned(costs, &logits))));
+                    for (&at, logits) in undecided.iter().zip(logits) {
+                        match finite(logits) {
+                            Ok(logits) => drop(learned.insert(at, images[at].selection.learned(costs, &logits))),
+                            Err(error) => answered(at, Err(error)),
+                        }
+                    }
                 }
                 Err(error) => undecided.iter().for_each(|&at| answered(at, Err(error.clone()))),
             }
@@ -288,16 +294,29 @@ impl Replica {
             let backbone = started.elapsed();
             match result {
                 Ok(logits) => {
-                    for (&at, logits) in members.iter().zip(logits) {
+                    for (place, (&at, logits)) in members.iter().zip(logits).enumerate() {
                         let policy_ran = *images[at].selection.path() == Path::Learned;
                         let policy = if policy_ran { policy } else { Duration::ZERO };
-                        let mask = mask.clone();
-                        let batch = members.len();
-                        answered(at, Ok(Answer { logits, mask, policy_ran, policy, backbone, batch }));
+                        let (mask, batch) = (mask.clone(), members.len());
+                        let answer = finite(logits).map(|logits| Answer {
+                            logits,
+                            mask,
+                            policy_ran,
+                            policy,
+                            backbone,
+                            batch,
+                            place,
+                        });
+                        answered(at, answer);
                     }
                 }
                 Err(error) => members.iter().for_each(|&at| answered(at, Err(error.clone()))),
             }
         }
     }
+}
+
+/// One image's values, every one finite: what overflows for one image says nothing of the others of its batch.
+fn finite(values: Vec<f32>) -> Result<Vec<f32>, EngineError> {
+    if values.iter().all(|value| value.is_finite()) { Ok(values) } else { Err(EngineError::NotFinite) }
 }

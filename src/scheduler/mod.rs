@@ -157,15 +157,12 @@ fn run(batch: Vec<Job>) {
         running.iter().map(|job| Image { pixels: &job.pixels, selection: &job.selection, index: job.index }).collect();
     let span = tracing::debug_span!("batch", images = images.len());
     let _inside = span.enter();
-    let mut of_group = 0;
     model.backend().answer(&images, &mut |at, result| {
         let (reply, queued) = &mut replies[at];
         let result = match result {
             Ok(answer) => {
-                of_group += 1;
-                if of_group == answer.batch {
+                if answer.place == 0 {
                     metrics.batch(answer.batch);
-                    of_group = 0;
                 }
                 let queue = queued.elapsed().saturating_sub(answer.policy + answer.backbone);
                 metrics.answered(model.costs(), &answer, queue);

@@ -32,6 +32,7 @@ impl Backend for Fake {
                 policy: Duration::ZERO,
                 backbone: Duration::ZERO,
                 batch: images.len(),
+                place: at,
             };
             answered(at, if first == 12.0 { Err(EngineError::NotFinite) } else { Ok(answer) });
         }
