@@ -126,6 +126,12 @@ def test_a_kill_while_saving_leaves_the_old_checkpoint(
     assert checkpoint.load(path)["step"] == 1
 
 
+def test_prices_rank_confidence() -> None:
+    logits = torch.tensor([[3.0, 0.0], [0.0, 0.0], [5.0, 0.0]])
+    ranks = curriculum.confidence_ranks(logits, torch.tensor([0, 0, 1]))
+    assert ranks.tolist() == [2.0, 1.0, 0.0]
+
+
 def test_reward_is_equation_2() -> None:
     masks = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0], [1, 0, 0, 0]]).bool()
     right = torch.tensor([True, True, True, False])

@@ -4,10 +4,11 @@ Ours (``method = "gates"``):
 
 1. Warm-up: the policy's features learn to classify, which costs a twentieth of the residual net.
 2. The policy's logits plus logistic noise decide hard gates; gradients pass straight through. An
-   image pays for its share of block FLOPs **only where its path classifies it right**, as in the
-   paper's reward, so that the images that need more keep more. The price is linear (the paper's is
-   squared): a convex price would level the images out. Its weight follows the wanted average of
-   FLOPs.
+   image pays for its share of block FLOPs at a price that rises with the full net's confidence in
+   its class: the paper's reward charges only images that are classified right, and this is that
+   rule made smooth, so that the images that need more keep more. The price is linear in the FLOPs
+   (the paper's is squared): a convex price would level the images out. The average price follows
+   the wanted average of FLOPs.
 3. Each step trains the full net too, and the path learns from its logits beside the labels.
 """
 
@@ -48,6 +49,15 @@ def straight_through(logits: Tensor, noise: float, generator: torch.Generator) -
     noisy = logits + noise * (uniform.log() - (1 - uniform).log()).to(logits.device)
     soft = noisy.sigmoid()
     return (noisy >= 0).to(soft.dtype) + soft - soft.detach()
+
+
+def confidence_ranks(logits: Tensor, targets: Tensor) -> Tensor:
+    """Twice each image's rank in the batch by the probability of its class, in [0, 2].
+
+    0 for the image that the net is least sure of, or most wrong about; the mean is 1.
+    """
+    sure = logits.detach().softmax(1).gather(1, targets[:, None]).squeeze(1)
+    return 2 * sure.argsort().argsort().float() / max(1, len(sure) - 1)
 
 
 def path_scores(
@@ -192,16 +202,16 @@ def _train_gates(job: Job, world: World) -> None:
                 torch.cat([batch.inputs] * 2), torch.cat([torch.ones_like(gates), gates])
             ).float()
         full, path = both[:count], both[count:]
-        right = (path.argmax(1) == batch.targets).float()
+        price = state["cost"] * confidence_ranks(full, batch.targets)
         used = gates @ parts
         label_loss = F.cross_entropy(path, batch.targets)
         teacher_loss = distillation(path, full, 1.0).mean()
         full_loss = F.cross_entropy(full, batch.targets)
-        cost = (right * used).mean()
+        cost = (price * used).mean()
         loss = (
             full_loss
             + 0.5 * (label_loss + teacher_loss)
-            + state["cost"] * cost
+            + cost
             + given.auxiliary * F.cross_entropy(classes, batch.targets)
         )
         policy_opt.zero_grad(set_to_none=True)

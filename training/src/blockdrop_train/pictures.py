@@ -88,7 +88,7 @@ def draw_extremes(
             pixels = images.plain(row[None])[0].permute(1, 2, 0).numpy()
             axes.imshow(pixels.astype(np.uint8))
             axes.set_title(f"{images.labels[number]} {int(kept[row])}", fontsize=7)
-    figure.suptitle(f"{title}: fewest blocks (left) and most blocks (right) of each class")
+    figure.suptitle(f"{title}: fewest blocks (left) and most blocks (right) of each class", y=0.91)
     figure.savefig(path, dpi=110, bbox_inches="tight")
     pyplot.close(figure)
 
