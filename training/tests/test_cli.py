@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from blockdrop_train import config
+import blockdrop_train
+from blockdrop_train import checkpoint, config
 from blockdrop_train.cli import main
 from blockdrop_train.errors import ConfigError
 from blockdrop_train.export import Bundle
@@ -76,6 +81,33 @@ def test_from_base_to_bundle(
     Image.new("RGB", (40, 36)).save(other / "1.png")
     assert main(["pictures", str(target), "--images", str(other.parent)]) == 1
     assert "are not the bundle's" in capsys.readouterr().err
+
+
+def test_killed_and_resumed_equals_uninterrupted(cifar: Path, tmp_path: Path) -> None:
+    settings = tmp_path / "tiny.toml"
+    settings.write_text(TINY.replace("epochs = 1\nbatch = 90", "epochs = 40\nbatch = 30", 1))
+
+    def arguments(run: str) -> list[str]:
+        return [
+            *("base", "--config", str(settings), "--data", str(cifar)),
+            *("--run", str(tmp_path / run), "--save-every", "4", "--precision", "float32"),
+        ]
+
+    saved = tmp_path / "killed" / "base.pt"
+    environment = os.environ | {"PYTHONPATH": str(Path(blockdrop_train.__file__).parents[1])}
+    command = [sys.executable, "-m", "blockdrop_train.cli", *arguments("killed")]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 60
+        while not saved.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.kill()
+    assert checkpoint.load(saved)["step"] < 360
+    assert main(arguments("killed")) == 0
+    assert main(arguments("whole")) == 0
+    whole, killed = (checkpoint.load(tmp_path / name / "base.pt") for name in ("whole", "killed"))
+    assert whole["step"] == killed["step"] == 360
+    for name, value in whole["nets"]["net"].items():
+        assert torch.equal(value, killed["nets"]["net"][name]), name
 
 
 def test_keep_rates_are_by_class() -> None:
