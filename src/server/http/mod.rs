@@ -2,6 +2,7 @@
 
 mod body;
 mod classify;
+mod linger;
 mod models;
 
 use std::sync::Arc;
@@ -34,8 +35,9 @@ pub fn router(service: Arc<Service>) -> Router {
 }
 
 /// [`identify`] around `routes` as a whole: what the router adds to an answer last, such as `Allow`, is there for it.
+/// What the routes leave unread of a request is [read](linger::linger) and forgotten.
 pub(super) fn identified(routes: Router) -> Router {
-    Router::new().fallback_service(routes).layer(from_fn(identify))
+    Router::new().fallback_service(routes).layer(from_fn(linger::linger)).layer(from_fn(identify))
 }
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
