@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::rejection::QueryRejection;
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -74,9 +74,10 @@ pub(super) async fn list(State(service): State<Arc<Service>>) -> Json<List> {
 
 pub(super) async fn show(
     State(service): State<Arc<Service>>,
-    Path(name): Path<String>,
+    name: Result<Path<String>, PathRejection>,
     which: Result<Query<Which>, QueryRejection>,
 ) -> Result<Json<Shown>, Error> {
+    let Path(name) = name.map_err(|rejection| Error::new(Kind::InvalidParameter, rejection.body_text()))?;
     let Query(which) = which.map_err(|rejection| Error::new(Kind::InvalidParameter, rejection.body_text()))?;
     let model = service.registry.get(Some(&name), which.version.as_deref())?;
     Ok(Json(shown(&service, model)))
