@@ -121,7 +121,7 @@ impl Service {
             metrics,
             limits,
             decoders: Arc::new(Semaphore::new(decoders)),
-            bodies: Arc::new(Semaphore::new(limits.bodies / BODY_UNIT)),
+            bodies: Arc::new(Semaphore::new(limits.bodies.div_ceil(BODY_UNIT))),
         }
     }
 
@@ -249,7 +249,7 @@ impl Service {
 }
 
 /// Bodies are accounted for in units of this many bytes.
-const BODY_UNIT: usize = 1024;
+pub(super) const BODY_UNIT: usize = 1024;
 
 struct Decoded {
     pixels: Vec<f32>,

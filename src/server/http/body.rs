@@ -10,7 +10,7 @@ use futures_util::StreamExt;
 use serde::Deserialize;
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::server::classify::Service;
+use crate::server::classify::{BODY_UNIT, Service};
 use crate::server::error::{Error, Kind};
 
 /// A body in memory, and its share of the memory for bodies.
@@ -49,9 +49,9 @@ pub(super) async fn read(service: &Service, headers: &HeaderMap, body: Body, dea
             return Err(too_large(&format!("more than {most}")));
         }
         // Memory is asked for as the body arrives, not as its head promises: a slow one holds little. Doubling keeps the
-        // number of permits small.
+        // number of permits small; whole units, so that many small chunks cost no more than one large.
         if length > held {
-            let more = (length - held).max(held).min(most - held);
+            let more = (length - held).max(held).min(most - held).next_multiple_of(BODY_UNIT);
             memory.push(service.hold(more)?);
             held += more;
         }
