@@ -104,10 +104,11 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     while metrics.inflight.get() > 0 && started.elapsed() < settings.drain {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+    // Counted before the connections are closed: that drops what is still being answered on them.
+    let unanswered = metrics.inflight.get();
     // The last answers may still be on their way out.
     let left = settings.drain.saturating_sub(started.elapsed()).max(Duration::from_millis(100));
     http.stop(left).await;
-    let unanswered = metrics.inflight.get();
     // Ends the workers, unless a request that outlived the drain still holds the service.
     drop(service);
     admin.stop(Duration::from_millis(100)).await;
