@@ -87,7 +87,8 @@ fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
         tokio::spawn(async move {
             tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
             tracing::warn!("stopped at once by a second signal");
-            std::process::exit(130);
+            // Without the exit handlers: they would take ONNX Runtime away from the workers, which would answer errors.
+            signal_hook::low_level::exit(130);
         });
     })
 }
