@@ -57,8 +57,8 @@ fn metrics() -> impl Iterator<Item = (&'static str, &'static str)> {
 /// The name of the metric that a series belongs to.
 fn metric_of(series: &str) -> &str {
     let name = series.split('{').next().unwrap();
-    let histogram = ["_bucket", "_sum", "_count"].into_iter().filter_map(|end| name.strip_suffix(end));
-    histogram.filter(|name| METRICS.contains(&(name, "histogram"))).next().unwrap_or(name)
+    let mut histogram = ["_bucket", "_sum", "_count"].into_iter().filter_map(|end| name.strip_suffix(end));
+    histogram.find(|name| METRICS.contains(&(name, "histogram"))).unwrap_or(name)
 }
 
 /// The series a model of `blocks` blocks has.

@@ -35,9 +35,9 @@ pub(crate) fn png(seed: u64) -> Vec<u8> {
     picture(seed, 16, ImageFormat::Png)
 }
 
-/// A net that a worker is busy with for a while: some gigaflops an image.
+/// A net that a worker is busy with for a while: 16 gigaflops an image.
 pub(crate) fn heavy(seed: u64) -> Net {
-    Net { segments: vec![4, 4, 4], width: 48, side: 64, ..Net::tiny(seed) }
+    Net { segments: vec![4, 4, 4], width: 48, side: 128, ..Net::tiny(seed) }
 }
 
 /// A directory of models with one of them, `<name>/1`.

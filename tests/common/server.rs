@@ -33,17 +33,30 @@ impl Server {
 
     /// [`Server::start`] with more set in its environment.
     pub(crate) fn start_with(models: &Path, flags: &[&str], env: &[(&str, &str)]) -> Self {
+        Self::spawn(Self::command(models, flags).envs(env.iter().copied()))
+    }
+
+    /// The command that [`Server::start`] starts.
+    pub(crate) fn command(models: &Path, flags: &[&str]) -> std::process::Command {
         let mut command = blockdrop();
         command.args(["serve", "--http-addr", "127.0.0.1:0", "--admin-addr", "127.0.0.1:0", "--log-format", "json"]);
         command.args(["--models", text(models)]).args(flags);
         if !flags.contains(&"--workers") {
             command.args(["--workers", "2"]);
         }
-        Self::spawn(command.envs(env.iter().copied()))
+        command
     }
 
     /// Starts `command`, which is to log as JSON, and waits until the server is ready.
     pub(crate) fn spawn(command: &mut std::process::Command) -> Self {
+        let mut server = Self::launch(command);
+        let ready = server.logged(|line| line["message"] == "ready");
+        server.http = address(&ready);
+        server
+    }
+
+    /// Starts `command` and waits for its admin listener.
+    pub(crate) fn launch(command: &mut std::process::Command) -> Self {
         let mut child = command.stderr(Stdio::piped()).spawn().expect("the command starts");
         let stderr = BufReader::new(child.stderr.take().expect("a pipe"));
         let (sender, log) = channel();
@@ -53,12 +66,8 @@ impl Server {
         let nowhere = SocketAddr::from(([0; 4], 0));
         let client = Client::builder().timeout(PATIENCE).build().expect("a client");
         let mut server = Self { child, log, lines: Vec::new(), http: nowhere, admin: nowhere, client };
-        let address = |line: &Value| line["address"].as_str().and_then(|address| address.parse().ok());
-        let admin =
-            server.logged(|line| line["message"].as_str().is_some_and(|text| text.starts_with("admin listener")));
-        server.admin = address(&admin).expect("the admin listener's address");
-        let ready = server.logged(|line| line["message"] == "ready");
-        server.http = address(&ready).expect("the public listener's address");
+        let said = |line: &Value| line["message"].as_str().is_some_and(|text| text.starts_with("admin listener"));
+        server.admin = address(&server.logged(said));
         server
     }
 
@@ -175,6 +184,11 @@ impl Drop for Server {
             eprintln!("the server's log ended with:\n{}", self.lines[last..].join("\n"));
         }
     }
+}
+
+/// The address in a line of the log.
+fn address(line: &Value) -> SocketAddr {
+    line["address"].as_str().and_then(|address| address.parse().ok()).expect("an address")
 }
 
 /// The JSON of an answer with 200.
