@@ -57,7 +57,9 @@ def tiny() -> Config:
         net=Net(depth=8, widths=(4, 6, 8)),
         policy=PolicyNet(widths=(4, 4, 4), pool=4),
         base=Base(epochs=2, batch=30, rate=0.1, masks=Masks(start=0.5)),
-        curriculum=Curriculum(method="gates", epochs=2, batch=30, warmup_epochs=1, flops=9e5),
+        curriculum=Curriculum(
+            method="gates", epochs=2, batch=30, warmup_epochs=1, flops=9e5, calibrate=8e5
+        ),
         finetune=Finetune(method="paths", epochs=2, batch=30, rate=0.05),
     )
 

@@ -132,6 +132,14 @@ def test_prices_rank_confidence() -> None:
     assert ranks.tolist() == [2.0, 1.0, 0.0]
 
 
+def test_shift_meets_a_cost() -> None:
+    logits = torch.randn(400, 5, generator=torch.Generator().manual_seed(0))
+    costs = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
+    shift = curriculum.shift_for(logits, costs, 9.0)
+    mean = float(((logits + shift >= 0).float() @ costs).mean())
+    assert 8.9 < mean <= 9.0
+
+
 def test_reward_is_equation_2() -> None:
     masks = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0], [1, 0, 0, 0]]).bool()
     right = torch.tensor([True, True, True, False])

@@ -121,6 +121,8 @@ class Curriculum:
         entropy: weight of the entropy term (``reinforce``).
         epochs_per_block: epochs before one more block joins the curriculum (``reinforce``).
         flops: FLOPs an image to reach on average, the policy's included (``gates``).
+        calibrate: FLOPs an image to meet on validation images in the end, by one shift of all keep
+            logits; 0 shifts nothing (``gates``). Augmented images are harder and keep more.
         net_rate: the residual net's peak rate, SGD (``gates``); 0 freezes it.
         noise: share of the gates' logistic noise at the start; it falls linearly to a fifth.
         auxiliary: weight of the policy's own classification loss after the warm-up (``gates``).
@@ -138,6 +140,7 @@ class Curriculum:
     entropy: float = 0.0
     epochs_per_block: int = 1
     flops: float = 8.66e7
+    calibrate: float = 0.0
     net_rate: float = 0.0
     noise: float = 1.0
     auxiliary: float = 0.1

@@ -14,6 +14,7 @@ Ours (``method = "gates"``):
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import loop
+from . import checkpoint, data, loop
 from .data import AnyImages, Normalise
 from .errors import CheckpointError
 from .evaluate import learned_masks, score
@@ -80,6 +81,46 @@ def nets_of(job: Job) -> tuple[ResNet, Policy]:
     for part in (net, policy):
         part.to(job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return net, policy
+
+
+@torch.no_grad()
+def shift_for(logits: Tensor, costs: Tensor, wanted: float) -> float:
+    """The shift of all keep logits at which the mean cost of kept blocks is just below ``wanted``.
+
+    Args:
+        logits: [N, K].
+        costs: of each block, [K].
+    """
+    low, high = -50.0, 50.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        mean = float(((logits + middle >= 0).double() @ costs.double()).mean())
+        low, high = (middle, high) if mean <= wanted else (low, middle)
+    return low
+
+
+@torch.no_grad()
+def _calibrate(job: Job, net: ResNet, policy: Policy, held: AnyImages) -> None:
+    """Shift the checkpoint's keep logits to the configured FLOPs; a second call changes nothing."""
+    path = job.checkpoint("curriculum")
+    saved = loop.load_nets(path, {"net": net, "policy": policy})
+    if "shift" in saved["state"]:
+        return
+    normalise = job.config.normalise()
+    policy.eval()
+    device = policy.net.head.weight.device
+    logits = torch.cat(
+        [policy(normalise(pixels).to(device)).cpu() for pixels, _ in data.in_order(held, 500)]
+    )
+    costs = torch.tensor(block_flops(net), dtype=torch.double)
+    fixed = full_flops(net) + policy_flops(policy) - float(costs.sum())
+    shift = shift_for(logits, costs, job.config.curriculum.calibrate - fixed)
+    policy.net.head.bias.add_(shift)
+    saved["nets"]["policy"] = policy.state_dict()
+    saved["state"]["shift"] = shift
+    saved["validation"] = path_scores(net, policy, held, normalise)
+    checkpoint.save(path, saved)
+    print(json.dumps({"shift": shift} | saved["validation"]))
 
 
 def _start(job: Job, nets: dict[str, nn.Module]) -> None:
@@ -247,3 +288,5 @@ def _train_gates(job: Job, world: World) -> None:
         state,
     )
     loop.run(job, world, phase, images)
+    if given.calibrate and world.rank == 0 and job.stop_after is None:
+        _calibrate(job, net, policy, held)
