@@ -68,7 +68,7 @@ async fn identify(mut request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
     let failed = response.status().is_client_error() || response.status().is_server_error();
     // A route that answers with JSON of its own, as /readyz does with 503, has said what there is to say.
-    if failed && !response.headers().get(header::CONTENT_TYPE).is_some_and(|found| found == "application/json") {
+    if failed && response.headers().get(header::CONTENT_TYPE).is_none_or(|found| found != "application/json") {
         let error = response.extensions_mut().remove::<Error>().unwrap_or_else(|| {
             let allowed = response.headers().get(header::ALLOW).and_then(|value| value.to_str().ok());
             match response.status() {
