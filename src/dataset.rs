@@ -32,7 +32,8 @@ const EXPECTED: &str = "a CIFAR binary file (.bin), a directory with test*.bin i
 
 impl Dataset {
     /// Opens `path`: a CIFAR-10 or CIFAR-100 binary file (of CIFAR-100 the fine label counts), a directory with
-    /// `test*.bin` files in it, or a directory with a folder of images for each of `classes`.
+    /// `test*.bin` files in it, or a directory with a folder of images for each of `classes`, named like it, or as many
+    /// folders as classes in the classes' order.
     ///
     /// # Errors
     /// Nothing of the kind is there, a file is cut off, or a folder's name is not a class.
@@ -55,14 +56,23 @@ impl Dataset {
         if !tests.is_empty() {
             return Self::cifar(&tests, path, classes);
         }
+        let folders: Vec<&PathBuf> = entries.iter().filter(|entry| entry.is_dir()).collect();
+        let class_of = |name: &str| classes.iter().position(|label| label == name);
+        let names: Vec<String> = folders.iter().map(|folder| named(folder).unwrap_or_default()).collect();
+        // As many folders as classes, none of them named like one (ImageNet's n01440764): in order, as torchvision does.
+        let in_order = folders.len() == classes.len() && names.iter().all(|name| class_of(name).is_none());
         let mut images = Vec::new();
-        for folder in entries.iter().filter(|entry| entry.is_dir()) {
-            let name = named(folder).unwrap_or_default();
-            let Some(class) = classes.iter().position(|label| *label == name) else {
+        for (index, (folder, name)) in folders.into_iter().zip(&names).enumerate() {
+            let class = if in_order { Some(index) } else { class_of(name) };
+            let Some(class) = class else {
                 return Err(wrong(folder, format!("a folder '{name}'"), &format!("one of: {}", classes.join(", "))));
             };
-            images.extend(self::entries(folder)?.into_iter().filter(|file| file.is_file()).map(|file| (file, class)));
+            let files = self::entries(folder)?.into_iter().filter(|file| file.is_file());
+            images.extend(files.enumerate().map(|(place, file)| (place, class, file)));
         }
+        // The first of each class, then the second: a part of the data set is a part of every class.
+        images.sort();
+        let images: Vec<(PathBuf, usize)> = images.into_iter().map(|(_, class, file)| (file, class)).collect();
         if images.is_empty() {
             return Err(wrong(path, "no images".to_owned(), EXPECTED));
         }

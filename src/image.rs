@@ -65,11 +65,13 @@ fn decode_as(format: ImageFormat, kind: &'static str, bytes: &[u8], max_pixels: 
         return Err(ImageError::TooManyPixels { width, height, most: max_pixels });
     }
     let orientation = decoder.orientation().unwrap_or(image::metadata::Orientation::NoTransforms);
-    let mut image = DynamicImage::from_decoder(decoder).map_err(damaged)?;
-    image.apply_orientation(orientation);
+    let image = DynamicImage::from_decoder(decoder).map_err(damaged)?;
     if image.width() == 0 || image.height() == 0 {
         return Err(ImageError::Damaged { kind, reason: "it has no pixels".to_owned() });
     }
+    // Turned as RGB: that copy is the smallest.
+    let mut image = DynamicImage::ImageRgb8(image.into_rgb8());
+    image.apply_orientation(orientation);
     Ok(image.into_rgb8())
 }
 

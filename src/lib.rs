@@ -3,6 +3,7 @@
 //! A small policy network looks at an image once and says which blocks of a ResNet to keep; only those run
 //! (Wu et al., "BlockDrop: Dynamic Inference Paths in Residual Networks", CVPR 2018).
 
+pub mod answer;
 pub mod bundle;
 pub mod dataset;
 pub mod engine;

@@ -115,6 +115,17 @@ impl Costs {
         self.executed(&Mask::full(self.blocks.len()))
     }
 
+    /// FLOPs of policy and path together; the policy's only where it ran.
+    pub fn spent(&self, mask: &Mask, policy_ran: bool) -> u64 {
+        self.executed(mask) + if policy_ran { self.policy } else { 0 }
+    }
+
+    /// A bound on every sum of these costs; `None` where 64 bits do not hold it.
+    pub(crate) fn most(&self) -> Option<u64> {
+        let blocks = self.blocks.iter().flat_map(|block| [block.kept, block.dropped]);
+        blocks.chain([self.policy, self.stem, self.head]).try_fold(0u64, u64::checked_add)
+    }
+
     /// The least that a learned path can cost: the policy, and every block dropped.
     fn least_learned(&self) -> u64 {
         self.policy + self.executed(&Mask::from_fn(self.blocks.len(), |_| false))

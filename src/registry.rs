@@ -149,13 +149,11 @@ impl Registry {
         let versions = self.versions(name).ok_or_else(|| Unknown::Name { name: shortened(name), known: known() })?;
         match version {
             None => Ok(versions.last_key_value().expect("a model has at least one version").1),
-            Some(version) => {
-                version.parse().ok().and_then(|number: u64| versions.get(&number)).ok_or_else(|| Unknown::Version {
-                    name: name.to_owned(),
-                    version: shortened(version),
-                    known: versions.keys().map(u64::to_string).collect::<Vec<_>>().join(", "),
-                })
-            }
+            Some(version) => number(version).and_then(|number| versions.get(&number)).ok_or_else(|| Unknown::Version {
+                name: name.to_owned(),
+                version: shortened(version),
+                known: versions.keys().map(u64::to_string).collect::<Vec<_>>().join(", "),
+            }),
         }
     }
 
@@ -173,6 +171,11 @@ impl Registry {
     pub fn is_default(&self, name: &str) -> bool {
         self.default.as_deref() == Some(name)
     }
+}
+
+/// A version: a number as it prints, so that no two names are the same version.
+fn number(name: &str) -> Option<u64> {
+    name.parse().ok().filter(|number: &u64| number.to_string() == name)
 }
 
 /// At most 80 characters of what a client sent.
@@ -208,7 +211,7 @@ fn scan(dir: &Path) -> Result<Vec<(String, u64, PathBuf)>, RegistryError> {
         let mut versions = 0;
         for version in subdirectories(&model)? {
             let name = |path: &Path| path.file_name().and_then(|name| name.to_str()).map(str::to_owned);
-            if let (Some(name), Some(number)) = (name(&model), name(&version).and_then(|name| name.parse().ok())) {
+            if let (Some(name), Some(number)) = (name(&model), name(&version).and_then(|name| number(&name))) {
                 found.push((name, number, version));
                 versions += 1;
             }

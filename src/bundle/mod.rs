@@ -121,6 +121,14 @@ impl Bundle {
         self.head.expect_output(&[self.manifest.classes as u64], "one logit a class")?;
 
         let (stated, costs) = (self.manifest.flops, self.costs());
+        if costs.most().is_none() {
+            return Err(BundleError::mismatch(
+                manifest_file,
+                "FLOPs",
+                "more than 64 bits hold",
+                "a network that exists",
+            ));
+        }
         for (what, stated, counted) in
             [("flops.policy", stated.policy, costs.policy), ("flops.full", stated.full, costs.full())]
         {

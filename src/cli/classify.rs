@@ -1,12 +1,15 @@
 //! `blockdrop classify IMAGE...`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use blockdrop::engine::{Answer, Image};
+use blockdrop::answer::{Described, describe};
+use blockdrop::bundle::InputSpec;
+use blockdrop::engine::{Answer, Engine, Image};
 use blockdrop::image::{MAX_PIXELS, decode, preprocess};
-use blockdrop::server::{Prediction, predictions};
+use blockdrop::policy::Selection;
 use clap::Args;
-use serde_json::json;
+use clap::builder::FalseyValueParser;
+use serde::Serialize;
 
 use super::Failure;
 use super::checked::{Checked, Problems};
@@ -33,12 +36,11 @@ pub(crate) struct Options {
     top_k: Checked<usize>,
 
     /// Print JSON instead of a table.
-    #[arg(long, env = "BLOCKDROP_JSON")]
+    #[arg(long, env = "BLOCKDROP_JSON", value_parser = FalseyValueParser::new())]
     json: bool,
 }
 
-pub(crate) fn run(options: Options) -> Result<(), Failure> {
-    let mut problems = Problems::default();
+pub(crate) fn run(options: Options, mut problems: Problems) -> Result<(), Failure> {
     let running = options.run_on.check(&mut problems);
     let choice = options.masks.check(&mut problems);
     let top_k = problems.take("--top-k", "a number of classes from 1", options.top_k, |top_k| *top_k > 0);
@@ -46,59 +48,41 @@ pub(crate) fn run(options: Options) -> Result<(), Failure> {
     running.workers = 1;
 
     let bundle = options.which.load()?;
-    let labels = bundle.labels.clone();
     let input = bundle.manifest.input.clone();
     let threshold = bundle.manifest.policy.threshold;
     let engine = running.engine(bundle)?;
-    let costs = engine.costs();
-    let selection = choice.check(costs, threshold).map_err(|error| anyhow::anyhow!("--{error}"))?;
+    let selection = choice.check(engine.costs(), threshold).map_err(|error| Failure::misfit(&error))?;
 
     let mut rows = table(&["image", "class", "probability>", "blocks kept>", "mask", "FLOPs>", "of full>"]);
     let mut entries = Vec::new();
     let mut failed: Vec<String> = Vec::new();
     for (index, file) in options.images.iter().enumerate() {
-        let found = classify_file(file, &input, |pixels| {
-            let mut found = None;
-            let image = Image { pixels, selection: &selection, index: index as u64 };
-            engine.lease().answer(costs, &[image], &mut |_, answer| found = Some(answer));
-            Ok(found.expect("every image is answered")?)
-        });
         let name = file.display().to_string();
-        let (answer, spent) = match found {
-            Ok(answer) => {
-                let policy = if answer.policy_ran { costs.policy } else { 0 };
-                let spent = policy + costs.executed(&answer.mask);
-                (answer, spent)
-            }
+        let found = classify_file(&engine, &input, &selection, file, index as u64);
+        let described = match found {
+            Ok(answer) => describe(&engine, &selection, &answer, top_k),
             Err(error) => {
                 let error = format!("{error:#}");
                 failed.push(format!("{name}: {error}"));
-                entries.push(json!({"image": name, "error": error}));
+                entries.push(Entry { image: name, outcome: Outcome::Error { error } });
                 continue;
             }
         };
-        let ratio = spent as f64 / costs.full() as f64;
-        let top: Vec<Prediction> = predictions(&answer.logits, &labels, top_k);
-        for (place, prediction) in top.iter().enumerate() {
+        for (place, prediction) in described.predictions.iter().enumerate() {
             let mut row = vec![String::new(); 7];
             row[1] = prediction.label.clone();
             row[2] = format!("{:.3}", prediction.probability);
             if place == 0 {
+                let (path, spent) = (&described.path, &described.flops);
                 row[0] = name.clone();
-                row[3] = format!("{} of {}", answer.mask.kept(), answer.mask.len());
-                row[4] = answer.mask.to_string();
-                row[5] = flops(spent as f64);
-                row[6] = format!("{:.0} %", 100.0 * ratio);
+                row[3] = format!("{} of {}", path.blocks_kept, path.blocks_total);
+                row[4] = path.mask.clone();
+                row[5] = flops((spent.policy + spent.executed) as f64);
+                row[6] = format!("{:.0} %", 100.0 * spent.ratio);
             }
             rows.add_row(row);
         }
-        entries.push(json!({
-            "image": name,
-            "predictions": top,
-            "mask": answer.mask.to_string(),
-            "blocks_kept": answer.mask.kept(),
-            "flops": {"spent": spent, "full": costs.full(), "ratio": ratio},
-        }));
+        entries.push(Entry { image: name, outcome: Outcome::Described(described) });
     }
     if options.json {
         print(serde_json::to_string_pretty(&entries)?)?
@@ -108,11 +92,31 @@ pub(crate) fn run(options: Options) -> Result<(), Failure> {
     if failed.is_empty() { Ok(()) } else { Err(anyhow::anyhow!(failed.join("\n")).into()) }
 }
 
+/// An image in JSON: what a server's answer says of it, or its error.
+#[derive(Serialize)]
+struct Entry {
+    image: String,
+    #[serde(flatten)]
+    outcome: Outcome,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Outcome {
+    Described(Described),
+    Error { error: String },
+}
+
 fn classify_file(
-    file: &std::path::Path,
-    input: &blockdrop::bundle::InputSpec,
-    run: impl FnOnce(&[f32]) -> anyhow::Result<Answer>,
+    engine: &Engine,
+    input: &InputSpec,
+    selection: &Selection,
+    file: &Path,
+    index: u64,
 ) -> anyhow::Result<Answer> {
-    let bytes = std::fs::read(file)?;
-    run(&preprocess(&decode(&bytes, MAX_PIXELS)?, input))
+    let pixels = preprocess(&decode(&std::fs::read(file)?, MAX_PIXELS)?, input);
+    let mut found = None;
+    let image = Image { pixels: &pixels, selection, index };
+    engine.lease().answer(engine.costs(), &[image], &mut |_, answer: Result<Answer, _>| found = Some(answer));
+    Ok(found.expect("every image is answered")?)
 }

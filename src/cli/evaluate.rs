@@ -13,6 +13,7 @@ use blockdrop::engine::{Answer, Engine, Image};
 use blockdrop::image::preprocess;
 use blockdrop::policy::{Choice, Mask, Path, Selection};
 use clap::Args;
+use clap::builder::FalseyValueParser;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
@@ -41,12 +42,11 @@ pub(crate) struct Options {
     run_on: RunOn,
 
     /// Print JSON instead of a table.
-    #[arg(long, env = "BLOCKDROP_JSON")]
+    #[arg(long, env = "BLOCKDROP_JSON", value_parser = FalseyValueParser::new())]
     json: bool,
 }
 
-pub(crate) fn run(options: Options) -> Result<(), Failure> {
-    let mut problems = Problems::default();
+pub(crate) fn run(options: Options, mut problems: Problems) -> Result<(), Failure> {
     let running = options.run_on.check(&mut problems);
     let choice = options.masks.check(&mut problems);
     let limit = match options.limit {
@@ -61,7 +61,7 @@ pub(crate) fn run(options: Options) -> Result<(), Failure> {
     let threshold = bundle.manifest.policy.threshold;
     let engine = running.engine(bundle)?;
     let chosen_path = choice.path.to_string();
-    let chosen = choice.check(engine.costs(), threshold).map_err(|error| anyhow::anyhow!("--{error}"))?;
+    let chosen = choice.check(engine.costs(), threshold).map_err(|error| Failure::misfit(&error))?;
     let images = data.len().min(limit);
     let (chosen, full) = measure(&engine, &data, images, &chosen, running.workers)?;
 
@@ -120,11 +120,10 @@ struct Tally {
 impl Tally {
     fn add(&mut self, engine: &Engine, answer: Answer, class: usize) {
         let costs = engine.costs();
-        let policy = if answer.policy_ran { costs.policy } else { 0 };
         let best = (0..answer.logits.len()).rev().max_by(|&a, &b| answer.logits[a].total_cmp(&answer.logits[b]));
         self.right += usize::from(best == Some(class));
         self.blocks.push(answer.mask.kept() as f64);
-        self.flops.push((policy + costs.executed(&answer.mask)) as f64);
+        self.flops.push(costs.spent(&answer.mask, answer.policy_ran) as f64);
         self.full = costs.full() as f64;
         self.masks.insert(answer.mask);
     }
@@ -230,7 +229,7 @@ fn measure_chunk(
             .collect();
         let mut tally = Tally::default();
         let mut outcome = Ok(());
-        engine.lease().answer(engine.costs(), &images, &mut |at, answer| match answer {
+        engine.lease().answer(engine.costs(), &images, &mut |at, answer: Result<Answer, _>| match answer {
             Ok(answer) => tally.add(engine, answer, classes[at]),
             Err(error) => outcome = Err(error),
         });

@@ -4,9 +4,11 @@ use std::path::PathBuf;
 
 use blockdrop::bundle::{Bundle, Graph, shape_text};
 use clap::Args;
+use clap::builder::FalseyValueParser;
 use serde_json::{Value, json};
 
 use super::Failure;
+use super::checked::Problems;
 use super::options::title;
 use super::table::{flops, print, table};
 
@@ -16,11 +18,12 @@ pub(crate) struct Options {
     bundle: PathBuf,
 
     /// Print JSON instead of a table.
-    #[arg(long, env = "BLOCKDROP_JSON")]
+    #[arg(long, env = "BLOCKDROP_JSON", value_parser = FalseyValueParser::new())]
     json: bool,
 }
 
-pub(crate) fn run(options: Options) -> Result<(), Failure> {
+pub(crate) fn run(options: Options, problems: Problems) -> Result<(), Failure> {
+    problems.or(Some(()))?;
     let bundle = Bundle::load(&options.bundle)?;
     if options.json {
         print(serde_json::to_string_pretty(&as_json(&bundle))?)?;

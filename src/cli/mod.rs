@@ -10,8 +10,11 @@ mod table;
 
 use std::process::ExitCode;
 
+use blockdrop::policy::PolicyError;
 use blockdrop::telemetry::logs::{self, LogFormat};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use checked::{Checked, Problems};
 
 /// Serves image classifiers that run only the residual blocks an image needs (BlockDrop, CVPR 2018).
 ///
@@ -22,9 +25,14 @@ struct Cli {
     #[command(subcommand)]
     command: Command,
 
-    /// How log lines are written to standard error.
-    #[arg(long, global = true, env = "BLOCKDROP_LOG_FORMAT", value_enum, default_value_t)]
-    log_format: LogFormat,
+    #[arg(
+        long,
+        global = true,
+        env = "BLOCKDROP_LOG_FORMAT",
+        default_value = "text",
+        help = "How log lines are written to standard error: text or json"
+    )]
+    log_format: Checked<LogFormat>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -56,6 +64,14 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
     }
 }
 
+impl Failure {
+    /// A choice of masks that does not fit the model, said of the option.
+    pub(crate) fn misfit(error: &PolicyError) -> Self {
+        let PolicyError { parameter, found, expected } = error;
+        Self::Usage(Usage(vec![format!("--{}: found {found}, expected {expected}", parameter.replace('_', "-"))]))
+    }
+}
+
 impl From<Usage> for Failure {
     fn from(usage: Usage) -> Self {
         Self::Usage(usage)
@@ -64,21 +80,35 @@ impl From<Usage> for Failure {
 
 /// Exit codes: 0 done, 1 failed, 2 wrong options.
 pub(crate) fn main() -> ExitCode {
-    let cli = Cli::parse();
-    if let Err(problem) = logs::start(cli.log_format) {
+    let cli = match command().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches)) {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    };
+    let mut problems = Problems::default();
+    let format = problems.take("--log-format", "text or json", cli.log_format, |_| true);
+    if let Err(problem) = logs::start(format.unwrap_or_default()) {
         return report(&[problem], 2);
     }
     let result = match cli.command {
-        Command::Serve(options) => serve::run(options),
-        Command::Classify(options) => classify::run(options),
-        Command::Inspect(options) => inspect::run(options),
-        Command::Evaluate(options) => evaluate::run(options),
+        Command::Serve(options) => serve::run(options, problems),
+        Command::Classify(options) => classify::run(options, problems),
+        Command::Inspect(options) => inspect::run(options, problems),
+        Command::Evaluate(options) => evaluate::run(options, problems),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Usage(Usage(problems))) => report(&problems, 2),
         Err(Failure::Failed(error)) => report(&[format!("{error:#}")], 1),
     }
+}
+
+/// The options, with those environment variables left out that are set to nothing, as compose files leave them.
+fn command() -> clap::Command {
+    let set = |arg: clap::Arg| {
+        let empty = arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
+        if empty { arg.env(clap::builder::Resettable::Reset) } else { arg }
+    };
+    Cli::command().mut_args(set).mut_subcommands(|subcommand| subcommand.mut_args(set))
 }
 
 #[expect(clippy::print_stderr, reason = "what went wrong goes to people, not to the log")]

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use blockdrop::server::http::MOST_IMAGES;
 use blockdrop::server::{Limits, Settings, serve};
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
@@ -66,8 +67,8 @@ pub(crate) struct Options {
     drain_timeout: Checked<humantime::Duration>,
 }
 
-pub(crate) fn run(options: Options) -> Result<(), Failure> {
-    let settings = options.check()?;
+pub(crate) fn run(options: Options, problems: Problems) -> Result<(), Failure> {
+    let settings = options.check(problems)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(async {
         let stop = stop_signal()?;
@@ -95,8 +96,7 @@ fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
 
 impl Options {
     /// The settings, or everything that is wrong with the options.
-    fn check(self) -> Result<Settings, Usage> {
-        let mut problems = Problems::default();
+    fn check(self, mut problems: Problems) -> Result<Settings, Usage> {
         const ADDRESS: &str = "an IP address and a port such as 0.0.0.0:8080";
         let some = |value: &usize| *value > 0;
         let http_addr = problems.take("--http-addr", ADDRESS, self.http_addr, |_| true);
@@ -106,7 +106,10 @@ impl Options {
             problems.take("--max-batch", "1 to 512 images", self.max_batch, |images| (1..=512).contains(images));
         let max_queue = problems
             .take("--max-queue", "1 to 1000000 images", self.max_queue, |images| (1..=1_000_000).contains(images));
-        let max_images = problems.take("--max-images", "a number of images from 1", self.max_images, some);
+        let max_images =
+            problems.take("--max-images", &format!("1 to {MOST_IMAGES} images"), self.max_images, |images| {
+                (1..=MOST_IMAGES).contains(images)
+            });
         let body = problems.take("--max-body-bytes", "a number of bytes from 1", self.max_body_bytes, some);
         let bodies =
             problems.take("--max-bodies-bytes", "at least --max-body-bytes", self.max_bodies_bytes, |bodies| {

@@ -83,7 +83,7 @@ impl BlockByBlock {
 impl Executor for BlockByBlock {
     fn run(&mut self, mask: &Mask, batch: Batch<'_>) -> Result<Vec<f32>, EngineError> {
         assert_eq!(mask.len(), self.blocks.len(), "a mask has a bit for each block");
-        // The activations pass from session to session as they are, without a copy.
+        // On the CPU the activations pass from session to session as they are, without a copy.
         let mut x = step(&mut self.stem, batch.tensor()?)?;
         for (block, keep) in self.blocks.iter_mut().zip(mask.iter()) {
             let session = if keep { Some(&mut block.kept) } else { block.shortcut.as_mut() };

@@ -20,7 +20,7 @@ pub use provider::Provider;
 pub use runtime::{Runtime, RuntimeError};
 
 use crate::bundle::Bundle;
-use crate::policy::{Costs, Mask, Path, Selection};
+use crate::policy::{Costs, Mask, Selection};
 use executor::{Batch, BlockByBlock, Executor, Fused, Sessions, step, values};
 
 /// An image to classify: its normalised tensor and how its mask is chosen.
@@ -46,16 +46,33 @@ pub struct Answer {
     pub policy: Duration,
     /// Wall-clock time of the backbone batch that the image was in.
     pub backbone: Duration,
-    /// Images in that backbone batch.
-    pub batch: usize,
-    /// The image's position in that batch, from 0.
-    pub place: usize,
+}
+
+/// Who asked about a batch of images, by their positions in it. A closure that takes the answers is one.
+pub trait Replies {
+    /// Whether the image is still worth running; asked before each step that would spend compute on it. An image that
+    /// is not wanted gets no answer.
+    fn wanted(&mut self, _at: usize) -> bool {
+        true
+    }
+
+    /// A group of `images` is about to run a path together.
+    fn running(&mut self, _images: usize) {}
+
+    /// The image's answer; called once.
+    fn answered(&mut self, at: usize, answer: Result<Answer, EngineError>);
+}
+
+impl<F: FnMut(usize, Result<Answer, EngineError>)> Replies for F {
+    fn answered(&mut self, at: usize, answer: Result<Answer, EngineError>) {
+        self(at, answer);
+    }
 }
 
 /// Something that answers images: an [`Engine`], or a made-up one in the scheduler's tests.
 pub trait Backend: Send + Sync {
-    /// Answers every image of `images`, each exactly once, by its index, as soon as its group has run.
-    fn answer(&self, images: &[Image<'_>], answered: &mut dyn FnMut(usize, Result<Answer, EngineError>));
+    /// Answers every image of `images` that is wanted, each exactly once, as soon as its group has run.
+    fn answer(&self, images: &[Image<'_>], replies: &mut dyn Replies);
 }
 
 /// A model ready to run: its bundle and its sessions.
@@ -115,8 +132,8 @@ impl Engine {
 }
 
 impl Backend for Engine {
-    fn answer(&self, images: &[Image<'_>], answered: &mut dyn FnMut(usize, Result<Answer, EngineError>)) {
-        self.lease().answer(&self.costs, images, answered);
+    fn answer(&self, images: &[Image<'_>], replies: &mut dyn Replies) {
+        self.lease().answer(&self.costs, images, replies);
     }
 }
 
@@ -244,15 +261,11 @@ impl Replica {
         }
     }
 
-    /// Answers `images`: the policy once for those that need it, then each group of equal masks as one batch.
-    /// `answered` is called exactly once for each index, as soon as its group has run.
-    pub fn answer(
-        &mut self,
-        costs: &Costs,
-        images: &[Image<'_>],
-        answered: &mut dyn FnMut(usize, Result<Answer, EngineError>),
-    ) {
-        let undecided: Vec<usize> = (0..images.len()).filter(|&at| images[at].selection.needs_policy()).collect();
+    /// Answers `images`: the policy once for those that need it, then each group of equal masks as one batch. Each image
+    /// that is wanted is answered exactly once, as soon as its group has run.
+    pub fn answer(&mut self, costs: &Costs, images: &[Image<'_>], replies: &mut dyn Replies) {
+        let mut undecided: Vec<usize> = (0..images.len()).filter(|&at| images[at].selection.needs_policy()).collect();
+        undecided.retain(|&at| replies.wanted(at));
         let started = Instant::now();
         let mut learned = HashMap::new();
         if !undecided.is_empty() {
@@ -263,54 +276,52 @@ impl Replica {
                     for (&at, logits) in undecided.iter().zip(logits) {
                         match finite(logits) {
                             Ok(logits) => drop(learned.insert(at, images[at].selection.learned(costs, &logits))),
-                            Err(error) => answered(at, Err(error)),
+                            Err(error) => replies.answered(at, Err(error)),
                         }
                     }
                 }
-                Err(error) => undecided.iter().for_each(|&at| answered(at, Err(error.clone()))),
+                Err(error) => undecided.iter().for_each(|&at| replies.answered(at, Err(error.clone()))),
             }
         }
         let policy = started.elapsed();
 
-        // Groups in the order of their first image. `path=full` runs the full net as one graph, and so does any
-        // other choice that keeps every block: it is the same function, computed faster.
+        // Groups in the order of their first image.
         let mut groups: Vec<(Mask, Vec<usize>)> = Vec::new();
         let mut group_of: HashMap<Mask, usize> = HashMap::new();
         for (at, image) in images.iter().enumerate() {
             let mask = image.selection.given(costs, image.index).or_else(|| learned.remove(&at));
-            let Some(mask) = mask else { continue }; // its policy failed and it has been told
+            let Some(mask) = mask else { continue }; // not wanted any more, or told that its policy failed
             let group = *group_of.entry(mask.clone()).or_insert_with(|| {
                 groups.push((mask, Vec::new()));
                 groups.len() - 1
             });
             groups[group].1.push(at);
         }
-        for (mask, members) in groups {
+        for (mask, mut members) in groups {
+            members.retain(|&at| replies.wanted(at));
+            if members.is_empty() {
+                continue;
+            }
+            replies.running(members.len());
             let pixels: Vec<&[f32]> = members.iter().map(|&at| images[at].pixels).collect();
-            let started = Instant::now();
             let span = tracing::debug_span!("backbone", images = pixels.len(), blocks = mask.kept());
+            let started = Instant::now();
+            // `path=full` runs the full net as one graph, and so does any other choice that keeps every block: it is
+            // the same function, computed faster.
             let result =
                 span.in_scope(|| if mask.is_full() { self.run_full(&pixels) } else { self.run_blocks(&mask, &pixels) });
             let backbone = started.elapsed();
             match result {
                 Ok(logits) => {
-                    for (place, (&at, logits)) in members.iter().zip(logits).enumerate() {
-                        let policy_ran = *images[at].selection.path() == Path::Learned;
+                    for (&at, logits) in members.iter().zip(logits) {
+                        let policy_ran = images[at].selection.needs_policy();
                         let policy = if policy_ran { policy } else { Duration::ZERO };
-                        let (mask, batch) = (mask.clone(), members.len());
-                        let answer = finite(logits).map(|logits| Answer {
-                            logits,
-                            mask,
-                            policy_ran,
-                            policy,
-                            backbone,
-                            batch,
-                            place,
-                        });
-                        answered(at, answer);
+                        let mask = mask.clone();
+                        let answer = finite(logits).map(|logits| Answer { logits, mask, policy_ran, policy, backbone });
+                        replies.answered(at, answer);
                     }
                 }
-                Err(error) => members.iter().for_each(|&at| answered(at, Err(error.clone()))),
+                Err(error) => members.iter().for_each(|&at| replies.answered(at, Err(error.clone()))),
             }
         }
     }

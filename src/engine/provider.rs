@@ -45,23 +45,23 @@ impl Provider {
     /// # Errors
     /// The provider cannot be registered. That is never hidden by running on the CPU instead.
     pub(super) fn session(self, runtime: &Runtime) -> ort::Result<SessionBuilder> {
-        let providers = match self {
-            Self::Cpu => vec![ep::CPU::default().with_arena_allocator(true).build()],
-            Self::Cuda(device) => {
-                let cuda = ep::CUDA::default()
-                    .with_device_id(i32::from(device))
-                    .with_tf32(false)
-                    .with_conv_algorithm_search(ep::cuda::ConvAlgorithmSearch::Heuristic);
-                vec![cuda.build().error_on_failure(), ep::CPU::default().with_arena_allocator(true).build()]
-            }
-        };
         let builder = SessionBuilder::new(runtime.environment())?
             .with_intra_threads(1)?
             .with_inter_threads(1)?
             // A pattern is planned for one batch size; batches here vary.
             .with_memory_pattern(false)?
-            .with_optimization_level(GraphOptimizationLevel::All)?
-            .with_execution_providers(providers)?;
+            .with_optimization_level(GraphOptimizationLevel::All)?;
+        let builder = match self {
+            Self::Cpu => builder.with_execution_providers([ep::CPU::default().with_arena_allocator(true).build()])?,
+            Self::Cuda(device) => {
+                let cuda = ep::CUDA::default()
+                    .with_device_id(i32::from(device))
+                    .with_tf32(false)
+                    .with_conv_algorithm_search(ep::cuda::ConvAlgorithmSearch::Heuristic);
+                // Nodes that CUDA does not take are an error too, instead of running on the CPU unnoticed.
+                builder.with_execution_providers([cuda.build().error_on_failure()])?.with_disable_cpu_fallback()?
+            }
+        };
         Ok(builder)
     }
 }

@@ -49,6 +49,8 @@ impl Runtime {
         if !path.is_file() {
             return Err(RuntimeError::Missing(path.to_path_buf()));
         }
+        // Loaders look for a relative path in places of their own.
+        let path = &std::path::absolute(path).map_err(|_| RuntimeError::Missing(path.to_path_buf()))?;
         let failed = |reason: String| RuntimeError::Load { path: path.to_path_buf(), reason };
         let builder = ort::init_from(path).map_err(|error| failed(error.to_string()))?;
         let environment = builder

@@ -65,13 +65,14 @@ impl Admission {
     /// # Errors
     /// There is not room for all of them.
     pub fn places(&self, count: usize) -> Result<Vec<Slot>, Refused> {
-        (0..count).map(|_| self.place()).collect()
-    }
-
-    fn place(&self) -> Result<Slot, Refused> {
-        let place = Arc::clone(&self.room).try_acquire_owned().map_err(|_| Refused::Full)?;
-        self.depth.inc();
-        Ok(Slot { _place: place, depth: self.depth.clone() })
+        let wanted = u32::try_from(count).map_err(|_| Refused::Full)?;
+        let mut all = Arc::clone(&self.room).try_acquire_many_owned(wanted).map_err(|_| Refused::Full)?;
+        let slots = std::iter::from_fn(|| {
+            let place = all.split(1)?;
+            self.depth.inc();
+            Some(Slot { _place: place, depth: self.depth.clone() })
+        });
+        Ok(slots.collect())
     }
 
     /// Refuses new requests from now on.

@@ -8,15 +8,14 @@ mod admission;
 mod queue;
 
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
 pub use admission::{Admission, Refused, Slot};
 
-use crate::engine::{Answer, Backend, EngineError, Image};
+use crate::engine::{Answer, Backend, EngineError, Image, Replies};
 use crate::policy::{Costs, Selection};
 use crate::telemetry::ModelMetrics;
 use queue::Queue;
@@ -36,6 +35,8 @@ pub struct Work {
     pub selection: Selection,
     /// Position in its request.
     pub index: u64,
+    /// Id of its request, for the log.
+    pub request_id: Arc<str>,
     /// After this the image is not run any more.
     pub deadline: Instant,
     pub slot: Slot,
@@ -56,7 +57,7 @@ pub enum WorkError {
     Expired,
     #[error(transparent)]
     Engine(#[from] EngineError),
-    #[error("the worker failed")]
+    #[error("its batch ended in a panic")]
     Lost,
 }
 
@@ -71,7 +72,8 @@ struct Job {
 /// The worker threads and their queue.
 pub struct Scheduler {
     queue: Arc<Queue<Job>>,
-    workers: Vec<JoinHandle<()>>,
+    /// Closed when the last worker has ended.
+    ended: Mutex<mpsc::Receiver<()>>,
 }
 
 impl Scheduler {
@@ -81,33 +83,45 @@ impl Scheduler {
     /// The operating system gives no more threads.
     pub fn start(workers: usize, max_batch: usize) -> std::io::Result<Self> {
         let queue = Arc::new(Queue::new());
-        let threads = (0..workers).map(|number| {
-            let queue = Arc::clone(&queue);
-            std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || work(&queue, workers, max_batch))
-        });
-        let workers = threads.collect::<Result<_, _>>()?;
-        Ok(Self { queue, workers })
+        let (alive, ended) = mpsc::channel();
+        for number in 0..workers {
+            let (queue, alive) = (Arc::clone(&queue), alive.clone());
+            std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
+                work(&queue, workers, max_batch);
+                drop::<mpsc::Sender<()>>(alive);
+            })?;
+        }
+        Ok(Self { queue, ended: Mutex::new(ended) })
     }
 
-    /// Queues an image. Dropping the receiver gives the image up: it will not be run if it has not been yet.
-    pub fn submit(&self, work: Work) -> oneshot::Receiver<Result<Served, WorkError>> {
+    /// Queues an image and waits for its answer. Dropping the future gives the image up: it will not be run if it has
+    /// not been yet.
+    ///
+    /// # Errors
+    /// The image's time ran out, the engine failed, or its batch ended in a panic.
+    pub async fn run(&self, work: Work) -> Result<Served, WorkError> {
+        self.submit(work).await.unwrap_or(Err(WorkError::Lost))
+    }
+
+    /// Queues an image; the answer's sender is dropped where it gets none.
+    fn submit(&self, work: Work) -> oneshot::Receiver<Result<Served, WorkError>> {
         let (reply, answer) = oneshot::channel();
-        if let Err(job) = self.queue.push(Job { work, queued: Instant::now(), reply }) {
-            drop(job.reply.send(Err(WorkError::Lost)));
-        }
+        drop(self.queue.push(Job { work, queued: Instant::now(), reply })); // a closed queue gives it back
         answer
+    }
+
+    /// Runs what is queued and ends the workers, or gives up on them after `most`: a worker may be stuck for good.
+    /// Returns whether all have ended.
+    pub fn finish(&self, most: Duration) -> bool {
+        self.queue.close();
+        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        ended.recv_timeout(most) == Err(mpsc::RecvTimeoutError::Disconnected)
     }
 }
 
-/// Runs what is queued, then ends the workers.
 impl Drop for Scheduler {
     fn drop(&mut self) {
         self.queue.close();
-        for worker in self.workers.drain(..) {
-            if worker.join().is_err() {
-                tracing::error!("a worker thread ended in a panic");
-            }
-        }
     }
 }
 
@@ -121,62 +135,69 @@ fn work(queue: &Queue<Job>, workers: usize, max_batch: usize) {
     }
 }
 
-/// A job that is being run: its reply is taken when it is answered.
-struct Running {
-    pixels: Vec<f32>,
-    selection: Selection,
-    index: u64,
-    queued: Instant,
-    reply: Option<Reply>,
-}
-
 fn run(batch: Vec<Job>) {
     let Some(first) = batch.first() else { return };
     let model = Arc::clone(&first.work.model);
-    let metrics = model.metrics();
-    let now = Instant::now();
-    let mut running: Vec<Running> = Vec::with_capacity(batch.len());
+    let mut works = Vec::with_capacity(batch.len());
+    let mut running = Running { model: &*model, jobs: Vec::with_capacity(batch.len()) };
     for Job { work, queued, reply } in batch {
-        let Work { pixels, selection, index, deadline, slot, .. } = work;
+        let Work { pixels, selection, index, request_id, deadline, slot, .. } = work;
         drop(slot);
-        if now >= deadline {
-            drop(reply.send(Err(WorkError::Expired)));
-        } else if reply.is_closed() {
-            metrics.cancelled();
-        } else {
-            running.push(Running { pixels, selection, index, queued, reply: Some(reply) });
-        }
+        works.push((pixels, selection, index));
+        running.jobs.push(Asked { reply: Some(reply), queued, deadline, request_id });
     }
-    if running.is_empty() {
-        return;
+    let images: Vec<Image<'_>> =
+        works.iter().map(|(pixels, selection, index)| Image { pixels, selection, index: *index }).collect();
+    let span = tracing::debug_span!("batch", images = images.len());
+    span.in_scope(|| model.backend().answer(&images, &mut running));
+}
+
+/// The jobs of a batch that is being run.
+struct Running<'m> {
+    model: &'m dyn Model,
+    jobs: Vec<Asked>,
+}
+
+struct Asked {
+    /// Taken when it is answered.
+    reply: Option<Reply>,
+    queued: Instant,
+    deadline: Instant,
+    request_id: Arc<str>,
+}
+
+impl Replies for Running<'_> {
+    fn wanted(&mut self, at: usize) -> bool {
+        let job = &mut self.jobs[at];
+        if Instant::now() >= job.deadline
+            && let Some(reply) = job.reply.take()
+        {
+            drop(reply.send(Err(WorkError::Expired)));
+        }
+        job.reply.as_ref().is_some_and(|reply| !reply.is_closed())
     }
 
-    let mut replies: Vec<(Option<Reply>, Instant)> =
-        running.iter_mut().map(|job| (job.reply.take(), job.queued)).collect();
-    let images: Vec<Image<'_>> =
-        running.iter().map(|job| Image { pixels: &job.pixels, selection: &job.selection, index: job.index }).collect();
-    let span = tracing::debug_span!("batch", images = images.len());
-    let _inside = span.enter();
-    model.backend().answer(&images, &mut |at, result| {
-        let (reply, queued) = &mut replies[at];
-        let result = match result {
+    fn running(&mut self, images: usize) {
+        self.model.metrics().batch(images);
+    }
+
+    fn answered(&mut self, at: usize, answer: Result<Answer, EngineError>) {
+        let job = &mut self.jobs[at];
+        let result = match answer {
             Ok(answer) => {
-                if answer.place == 0 {
-                    metrics.batch(answer.batch);
-                }
-                let queue = queued.elapsed().saturating_sub(answer.policy + answer.backbone);
-                metrics.answered(model.costs(), &answer, queue);
+                self.model.metrics().answered(self.model.costs(), &answer);
+                let queue = job.queued.elapsed().saturating_sub(answer.policy + answer.backbone);
                 Ok(Served { answer, queue })
             }
             Err(error) => {
-                tracing::error!(%error, "an image failed");
+                tracing::error!(request_id = &*job.request_id, %error, "an image failed");
                 Err(WorkError::Engine(error))
             }
         };
-        if let Some(reply) = reply.take() {
+        if let Some(reply) = job.reply.take() {
             drop(reply.send(result)); // a client that left meanwhile does not want it
         }
-    });
+    }
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use serde::Serialize;
 use tokio::sync::Semaphore;
 
 use super::error::{Error, Kind};
-use crate::engine::Answer;
+use crate::answer::{Described, describe};
 use crate::image::{decode, preprocess};
 use crate::policy::Selection;
 use crate::registry::{Model, Registry};
@@ -51,45 +51,17 @@ pub struct Request {
     pub selection: Selection,
     /// Classes to answer with, the most probable first.
     pub top_k: usize,
+    /// For the log.
+    pub id: Arc<str>,
     pub deadline: Instant,
 }
 
 /// The answer for one image.
 #[derive(Debug, Clone, Serialize)]
 pub struct ImageResult {
-    pub predictions: Vec<Prediction>,
-    pub path: PathTaken,
-    pub flops: Flops,
+    #[serde(flatten)]
+    pub described: Described,
     pub timing_ms: Timing,
-}
-
-#[derive(Debug, Clone, Serialize)]
-pub struct Prediction {
-    pub label: String,
-    pub class: usize,
-    pub probability: f32,
-}
-
-#[derive(Debug, Clone, Serialize)]
-pub struct PathTaken {
-    /// `learned`, `full`, `mask`, `first_k`, `random_k` or `distribute_k`.
-    pub policy: &'static str,
-    /// A 1 for each block kept, a 0 for each dropped, in running order.
-    pub mask: String,
-    pub blocks_kept: usize,
-    pub blocks_total: usize,
-}
-
-/// FLOPs by the paper's convention: two per multiply-accumulate.
-#[derive(Debug, Clone, Serialize)]
-pub struct Flops {
-    pub policy: u64,
-    /// Stem, kept blocks, shortcuts of dropped ones, head.
-    pub executed: u64,
-    /// The full net as one graph, stem and head included.
-    pub full: u64,
-    /// `(policy + executed) / full`
-    pub ratio: f64,
 }
 
 /// Milliseconds that the image spent in each stage.
@@ -153,6 +125,11 @@ impl Service {
         })
     }
 
+    /// Images of a request, at most.
+    pub fn most_images(&self) -> usize {
+        self.limits.images.min(self.admission.capacity())
+    }
+
     /// Classifies the `images` of a request that was [admitted](Self::admit), each for itself, in their order. An image
     /// may be an error already, where the protocol could not take it out of its body.
     ///
@@ -164,13 +141,12 @@ impl Service {
         images: Vec<Result<Bytes, Error>>,
     ) -> Result<Vec<Result<ImageResult, Error>>, Error> {
         let count = images.len();
-        let most = self.limits.images.min(self.admission.capacity());
+        let most = self.most_images();
         if count == 0 {
             return Err(Error::new(Kind::EmptyBody, "the request has no images, expected at least one"));
         }
         if count > most {
-            let message = format!("the request has {count} images, expected at most {most}");
-            return Err(Error::new(Kind::BodyTooLarge, message));
+            return Err(Error::too_many_images(most));
         }
         let slots = self.admission.places(count).map_err(|refused| self.refuse(refused))?;
         let each =
@@ -187,40 +163,43 @@ impl Service {
         slot: Slot,
         index: u64,
     ) -> Result<ImageResult, Error> {
-        let started = Instant::now();
+        let mut abandoned = Abandoned { metrics: &self.metrics, counts: true };
         let deadline = tokio::time::Instant::from_std(request.deadline);
-        let answer = tokio::time::timeout_at(deadline, async {
-            let Decoded { pixels, decode, preprocess } = self.decode(&request.model, bytes).await?;
-            let waiting = started.elapsed().saturating_sub(decode + preprocess);
-            let work = Work {
-                model: Arc::clone(&request.model) as Arc<dyn crate::scheduler::Model>,
-                pixels,
-                selection: request.selection.clone(),
-                index,
-                deadline: request.deadline,
-                slot,
-            };
-            let served = self
-                .scheduler
-                .submit(work)
-                .await
-                .map_err(|_| Error::new(Kind::Internal, "the image could not be run"))??;
-            let answer = served.answer;
-            let timing_ms = Timing {
-                decode: milliseconds(decode),
-                preprocess: milliseconds(preprocess),
-                queue: milliseconds(served.queue + waiting),
-                policy: milliseconds(answer.policy),
-                backbone: milliseconds(answer.backbone),
-                total: milliseconds(started.elapsed()),
-            };
-            Ok(describe(request, &answer, timing_ms))
-        });
-        let answer = answer.await.unwrap_or_else(|_| Err(Error::deadline()));
+        let answer = tokio::time::timeout_at(deadline, self.run_one(request, bytes, slot, index)).await;
+        let answer = answer.unwrap_or_else(|_| Err(Error::deadline()));
+        abandoned.counts = false;
         if answer.as_ref().is_err_and(|error| error.kind == Kind::DeadlineExceeded) {
             self.metrics.reject(Rejected::Deadline);
         }
         answer
+    }
+
+    async fn run_one(&self, request: &Request, bytes: Bytes, slot: Slot, index: u64) -> Result<ImageResult, Error> {
+        let started = Instant::now();
+        let Decoded { pixels, decode, preprocess } = self.decode(&request.model, bytes).await?;
+        let waited = started.elapsed().saturating_sub(decode + preprocess);
+        let work = Work {
+            model: Arc::clone(&request.model) as Arc<dyn crate::scheduler::Model>,
+            pixels,
+            selection: request.selection.clone(),
+            index,
+            request_id: Arc::clone(&request.id),
+            deadline: request.deadline,
+            slot,
+        };
+        let served = self.scheduler.run(work).await?;
+        let queue = served.queue + waited;
+        self.metrics.stage(Stage::Queue, queue);
+        let timing_ms = Timing {
+            decode: milliseconds(decode),
+            preprocess: milliseconds(preprocess),
+            queue: milliseconds(queue),
+            policy: milliseconds(served.answer.policy),
+            backbone: milliseconds(served.answer.backbone),
+            total: milliseconds(started.elapsed()),
+        };
+        let described = describe(&request.model.engine, &request.selection, &served.answer, request.top_k);
+        Ok(ImageResult { described, timing_ms })
     }
 
     /// Decodes on the blocking pool, as many images at once as there are cores.
@@ -248,6 +227,20 @@ impl Service {
     }
 }
 
+/// Counts an image whose client went away: its future is dropped before it has an answer.
+struct Abandoned<'m> {
+    metrics: &'m Metrics,
+    counts: bool,
+}
+
+impl Drop for Abandoned<'_> {
+    fn drop(&mut self) {
+        if self.counts {
+            self.metrics.reject(Rejected::Cancelled);
+        }
+    }
+}
+
 /// Bodies are accounted for in units of this many bytes.
 pub(super) const BODY_UNIT: usize = 1024;
 
@@ -260,49 +253,4 @@ struct Decoded {
 /// Milliseconds, to the microsecond.
 fn milliseconds(duration: Duration) -> f64 {
     duration.as_micros() as f64 / 1000.0
-}
-
-fn describe(request: &Request, answer: &Answer, timing_ms: Timing) -> ImageResult {
-    let engine = &request.model.engine;
-    let costs = engine.costs();
-    let policy = if answer.policy_ran { costs.policy } else { 0 };
-    let (executed, full) = (costs.executed(&answer.mask), costs.full());
-    ImageResult {
-        predictions: predictions(&answer.logits, &engine.bundle().labels, request.top_k),
-        path: PathTaken {
-            policy: request.selection.path().name(),
-            mask: answer.mask.to_string(),
-            blocks_kept: answer.mask.kept(),
-            blocks_total: answer.mask.len(),
-        },
-        flops: Flops { policy, executed, full, ratio: (policy + executed) as f64 / full as f64 },
-        timing_ms,
-    }
-}
-
-/// The `top_k` most probable classes (all, where there are fewer), by softmax over the logits.
-pub fn predictions(logits: &[f32], labels: &[String], top_k: usize) -> Vec<Prediction> {
-    let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let weights: Vec<f32> = logits.iter().map(|logit| (logit - most).exp()).collect();
-    let total: f32 = weights.iter().sum();
-    let mut classes: Vec<usize> = (0..logits.len()).collect();
-    classes.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
-    let prediction =
-        |class: usize| Prediction { label: labels[class].clone(), class, probability: weights[class] / total };
-    classes.into_iter().take(top_k).map(prediction).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn predictions_are_the_softmax_in_falling_order() {
-        let labels: Vec<String> = ["a", "b", "c"].map(String::from).into();
-        let found = predictions(&[0.0, 2.0f32.ln(), 0.0], &labels, 2);
-        let found: Vec<(&str, usize, f32)> =
-            found.iter().map(|p| (p.label.as_str(), p.class, (p.probability * 1e4).round() / 1e4)).collect();
-        assert_eq!(found, [("b", 1, 0.5), ("a", 0, 0.25)]);
-        assert_eq!(predictions(&[900.0, -900.0, 0.0], &labels, 9).len(), 3);
-    }
 }

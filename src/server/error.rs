@@ -17,6 +17,7 @@ pub enum Kind {
     ImageTooLarge,
     UnsupportedImageType,
     BodyTooLarge,
+    TooManyImages,
     BodyTimeout,
     UnknownModel,
     NotFound,
@@ -34,7 +35,7 @@ impl Kind {
             Self::InvalidParameter | Self::InvalidBody | Self::EmptyBody | Self::InvalidImage => {
                 StatusCode::BAD_REQUEST
             }
-            Self::ImageTooLarge | Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::ImageTooLarge | Self::BodyTooLarge | Self::TooManyImages => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedImageType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::UnknownModel | Self::NotFound => StatusCode::NOT_FOUND,
@@ -55,6 +56,7 @@ impl Kind {
             Self::ImageTooLarge => "image_too_large",
             Self::UnsupportedImageType => "unsupported_image_type",
             Self::BodyTooLarge => "body_too_large",
+            Self::TooManyImages => "too_many_images",
             Self::BodyTimeout => "body_timeout",
             Self::UnknownModel => "unknown_model",
             Self::NotFound => "not_found",
@@ -129,6 +131,10 @@ impl From<Refused> for Error {
 }
 
 impl Error {
+    pub(super) fn too_many_images(most: usize) -> Self {
+        Self::new(Kind::TooManyImages, format!("the request has more than {most} images, expected at most {most}"))
+    }
+
     pub(super) fn deadline() -> Self {
         Self::new(Kind::DeadlineExceeded, "the request's time ran out before it was answered")
     }

@@ -9,7 +9,7 @@ pub mod http;
 mod readiness;
 mod run;
 
-pub use classify::{Flops, ImageResult, Limits, PathTaken, Prediction, Request, Service, Timing, predictions};
+pub use classify::{ImageResult, Limits, Request, Service, Timing};
 pub use error::{Error, Kind};
 pub use readiness::Readiness;
 pub use run::{ServeError, Settings, serve};

@@ -3,12 +3,14 @@
 use std::net::{SocketAddr, TcpListener};
 use std::num::NonZero;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum_server::Handle;
 use axum_server::accept::NoDelayAcceptor;
+use tokio::net::TcpSocket;
 use tokio::task::JoinHandle;
 
 use super::classify::{Limits, Service};
@@ -50,8 +52,11 @@ pub enum ServeError {
     Unanswered(i64),
 }
 
-/// Time in which a client has to send a request's head.
+/// Time in which a client has to send a request's head, the first one's start included.
 const HEAD: Duration = Duration::from_secs(15);
+
+/// Time for the last answers to get out once they are made.
+const LAST_BYTES: Duration = Duration::from_secs(1);
 
 /// Serves until `stop` resolves, then drains: not ready any more, new requests refused with 503, accepted ones answered
 /// for at most `settings.drain`, metrics shown to the end.
@@ -60,9 +65,11 @@ const HEAD: Duration = Duration::from_secs(15);
 /// An address that cannot be listened on, ONNX Runtime or models that cannot be loaded, or accepted requests that were
 /// still unanswered when the time to drain was over.
 pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result<(), ServeError> {
-    // Both ports are taken before anything slow, so that a taken one is said at once.
-    let public = listen("--http-addr", settings.http_addr)?;
-    let operators = listen("--admin-addr", settings.admin_addr)?;
+    // Both ports are taken before anything slow, so that a taken one is said at once. The public one accepts no
+    // connection until there is a model to serve.
+    let public = Port::take("--http-addr", settings.http_addr)?;
+    let operators = Port::take("--admin-addr", settings.admin_addr)?.listen()?;
+    let mut stop = pin!(stop);
 
     let runtime = Runtime::load(settings.onnxruntime.as_deref())?;
     let metrics = Arc::new(Metrics::new(&settings.provider.to_string(), runtime.version()));
@@ -77,7 +84,13 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
             Registry::load(&settings.models, settings.default_model.as_deref(), runtime, options, &metrics)
         }
     });
-    let registry = registry.await.map_err(std::io::Error::other)?.map_err(ServeError::Models)?;
+    let registry = tokio::select! {
+        registry = registry => registry.map_err(std::io::Error::other)?.map_err(ServeError::Models)?,
+        () = &mut stop => {
+            tracing::info!("stopped while loading models");
+            return Ok(());
+        }
+    };
     let service = Arc::new(Service::new(
         registry,
         Scheduler::start(settings.workers, settings.max_batch)?,
@@ -86,7 +99,7 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
         settings.limits,
         std::thread::available_parallelism().map_or(1, NonZero::get),
     ));
-    let http = Listener::start(public, http::router(Arc::clone(&service)))?;
+    let http = Listener::start(public.listen()?, http::router(Arc::clone(&service)))?;
     readiness.ready();
     tracing::info!(
         address = %http.address,
@@ -106,12 +119,11 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     }
     // Counted before the connections are closed: that drops what is still being answered on them.
     let unanswered = metrics.inflight.get();
-    // The last answers may still be on their way out.
-    let left = settings.drain.saturating_sub(started.elapsed()).max(Duration::from_millis(100));
-    http.stop(left).await;
-    // Ends the workers, unless a request that outlived the drain still holds the service.
-    drop(service);
-    admin.stop(Duration::from_millis(100)).await;
+    http.stop(LAST_BYTES).await;
+    if !service.scheduler.finish(LAST_BYTES) {
+        tracing::warn!("a worker is still running");
+    }
+    admin.stop(LAST_BYTES).await;
     if unanswered > 0 {
         return Err(ServeError::Unanswered(unanswered));
     }
@@ -119,11 +131,32 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     Ok(())
 }
 
-fn listen(flag: &'static str, address: SocketAddr) -> Result<TcpListener, ServeError> {
-    let failed = |reason| ServeError::Listen { flag, address, reason };
-    let listener = TcpListener::bind(address).map_err(failed)?;
-    listener.set_nonblocking(true).map_err(failed)?;
-    Ok(listener)
+/// A port that is taken and not listened on yet.
+struct Port {
+    flag: &'static str,
+    address: SocketAddr,
+    socket: TcpSocket,
+}
+
+impl Port {
+    fn take(flag: &'static str, address: SocketAddr) -> Result<Self, ServeError> {
+        let bind = || {
+            let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+            // A server that starts again takes the port of connections that are still closing.
+            socket.set_reuseaddr(true)?;
+            socket.bind(address)?;
+            Ok(socket)
+        };
+        let socket = bind().map_err(|reason| ServeError::Listen { flag, address, reason })?;
+        Ok(Self { flag, address, socket })
+    }
+
+    fn listen(self) -> Result<TcpListener, ServeError> {
+        const BACKLOG: u32 = 1024;
+        let Self { flag, address, socket } = self;
+        let listener = socket.listen(BACKLOG).and_then(tokio::net::TcpListener::into_std);
+        listener.map_err(|reason| ServeError::Listen { flag, address, reason })
+    }
 }
 
 /// A listener being served.
@@ -138,7 +171,10 @@ impl Listener {
         let address = listener.local_addr()?;
         let handle = Handle::new();
         // Without TCP_NODELAY small answers wait for 40 ms.
-        let mut server = axum_server::from_tcp(listener)?.acceptor(NoDelayAcceptor::new()).handle(handle.clone());
+        let mut server = axum_server::from_tcp(listener)?
+            .acceptor(NoDelayAcceptor::new())
+            .handle(handle.clone())
+            .first_request_timeout(HEAD);
         let builder = server.http_builder();
         builder.http1().timer(hyper_util::rt::TokioTimer::new()).header_read_timeout(HEAD);
         builder.http2().timer(hyper_util::rt::TokioTimer::new()).keep_alive_interval(HEAD).keep_alive_timeout(HEAD);

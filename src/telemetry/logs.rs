@@ -1,17 +1,38 @@
 //! Logs on standard error, as text or JSON; levels by `RUST_LOG`.
 
+use std::fmt;
 use std::io::IsTerminal;
+use std::str::FromStr;
 
-use clap::ValueEnum;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::FmtSpan;
 
 /// How log lines are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LogFormat {
     #[default]
     Text,
     Json,
+}
+
+impl fmt::Display for LogFormat {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        })
+    }
+}
+
+impl FromStr for LogFormat {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        [Self::Text, Self::Json]
+            .into_iter()
+            .find(|format| format.to_string() == text)
+            .ok_or_else(|| format!("unknown log format '{text}', expected text or json"))
+    }
 }
 
 /// Starts logging. Levels are those of `RUST_LOG` (`info` where it is not set; `debug` logs each request and the time
@@ -27,6 +48,12 @@ pub fn start(format: LogFormat) -> Result<(), String> {
     })?;
     let lines =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_span_events(FmtSpan::CLOSE);
+    // A panic is a line of the log like any other; what follows from it is decided where it is caught.
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string);
+        let message = panic.payload_as_str().unwrap_or("");
+        tracing::error!(place, message, "panic");
+    }));
     match format {
         LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).init(),
         LogFormat::Json => lines.json().flatten_event(true).init(),

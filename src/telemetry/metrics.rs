@@ -56,7 +56,7 @@ pub enum Rejected {
     ShuttingDown,
     /// The request's time ran out before its image was answered.
     Deadline,
-    /// The client went away before its image was run.
+    /// The client went away before its image was answered.
     Cancelled,
 }
 
@@ -104,11 +104,9 @@ pub struct ModelMetrics {
     flops_policy: Counter,
     flops_full: Counter,
     batch_size: Histogram,
-    queue: Histogram,
     policy: Histogram,
     backbone: Histogram,
     ready: IntGauge,
-    cancelled: IntCounter,
 }
 
 impl Metrics {
@@ -149,8 +147,11 @@ impl Metrics {
         drop(request_duration.with_label_values(&["http"]));
         let stages =
             histograms("blockdrop_stage_duration_seconds", "Time that an image spent in a stage.", "stage", &SECONDS);
-        let rejected =
-            counters("blockdrop_rejected_total", "Requests turned away and images given up, by reason.", &["reason"]);
+        let rejected = counters(
+            "blockdrop_rejected_total",
+            "Requests turned away (queue_full, memory, shutting_down) and images given up (deadline, cancelled).",
+            &["reason"],
+        );
         let model_ready =
             IntGaugeVec::new(Opts::new("blockdrop_model_ready", "1 where a model is loaded and warm."), &["model"])
                 .expect("a valid name");
@@ -214,11 +215,9 @@ impl Metrics {
             flops_policy: self.flops[1].with_label_values(&[name]),
             flops_full: self.flops[2].with_label_values(&[name]),
             batch_size: self.batch_size.with_label_values(&[name]),
-            queue: self.stages[Stage::Queue as usize].clone(),
             policy: self.stages[Stage::Policy as usize].clone(),
             backbone: self.stages[Stage::Backbone as usize].clone(),
             ready: self.model_ready.with_label_values(&[name]),
-            cancelled: self.rejected[Rejected::Cancelled as usize].clone(),
         });
         models.insert(name.to_owned(), Arc::clone(&model));
         model
@@ -249,8 +248,8 @@ impl Metrics {
 }
 
 impl ModelMetrics {
-    /// Counts an image that was answered after `queue` of waiting.
-    pub fn answered(&self, costs: &Costs, answer: &Answer, queue: Duration) {
+    /// Counts an image that was run.
+    pub fn answered(&self, costs: &Costs, answer: &Answer) {
         self.images.inc();
         self.blocks_kept.observe(answer.mask.kept() as f64);
         for ((keep, kept), dropped) in answer.mask.iter().zip(&self.kept).zip(&self.dropped) {
@@ -262,18 +261,12 @@ impl ModelMetrics {
             self.flops_policy.inc_by(costs.policy as f64);
             self.policy.observe(answer.policy.as_secs_f64());
         }
-        self.queue.observe(queue.as_secs_f64());
         self.backbone.observe(answer.backbone.as_secs_f64());
     }
 
     /// Counts a group that ran a path together.
     pub fn batch(&self, images: usize) {
         self.batch_size.observe(images as f64);
-    }
-
-    /// Counts an image whose client went away before it was run.
-    pub fn cancelled(&self) {
-        self.cancelled.inc();
     }
 
     pub fn set_ready(&self, ready: bool) {

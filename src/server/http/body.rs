@@ -1,5 +1,6 @@
 //! A request's images out of its body: raw bytes, multipart, or JSON.
 
+use std::borrow::Cow;
 use std::time::Instant;
 
 use axum::body::Body;
@@ -7,7 +8,8 @@ use axum::http::{HeaderMap, header};
 use base64::Engine as _;
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
-use serde::Deserialize;
+use serde::de::{Error as _, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::server::classify::{BODY_UNIT, Service};
@@ -69,30 +71,30 @@ const EXPECTED: &str = "an image's bytes, multipart/form-data with parts named i
 /// The images of a body, in order; one that cannot be taken out is an error of its own.
 ///
 /// # Errors
-/// The body as a whole cannot be understood.
-pub(super) async fn images(headers: &HeaderMap, body: &Bytes) -> Result<Vec<Result<Bytes, Error>>, Error> {
+/// The body as a whole cannot be understood, or has more than `most` images.
+pub(super) async fn images(headers: &HeaderMap, body: &Bytes, most: usize) -> Result<Vec<Result<Bytes, Error>>, Error> {
     let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
     match content_type.split(';').next().unwrap_or("").trim().to_ascii_lowercase().as_str() {
-        "multipart/form-data" => multipart(content_type, body).await,
-        "application/json" => json(body),
+        "multipart/form-data" => multipart(content_type, body, most).await,
+        "application/json" => json(body, most),
         // Anything else is taken for an image: its first bytes say which, not a header that clients set carelessly.
         _ => Ok(vec![Ok(body.clone())]),
     }
 }
 
-async fn multipart(content_type: &str, body: &Bytes) -> Result<Vec<Result<Bytes, Error>>, Error> {
+async fn multipart(content_type: &str, body: &Bytes, most: usize) -> Result<Vec<Result<Bytes, Error>>, Error> {
     let wrong = |problem: String| Error::new(Kind::InvalidBody, format!("multipart: {problem}"));
     let boundary = multer::parse_boundary(content_type).map_err(|error| wrong(error.to_string()))?;
     let whole = futures_util::stream::iter([Ok::<_, std::convert::Infallible>(body.clone())]);
     let mut parts = multer::Multipart::new(whole, boundary);
     let mut images = Vec::new();
     while let Some(part) = parts.next_field().await.map_err(|error| wrong(error.to_string()))? {
-        match part.name() {
-            Some("image") => {}
-            name => {
-                let name: String = name.unwrap_or("").chars().take(80).collect();
-                return Err(wrong(format!("found a part named '{name}', expected parts named image")));
-            }
+        if part.name() != Some("image") {
+            let name: String = part.name().unwrap_or("").chars().take(80).collect();
+            return Err(wrong(format!("found a part named '{name}', expected parts named image")));
+        }
+        if images.len() == most {
+            return Err(Error::too_many_images(most));
         }
         images.push(Ok(part.bytes().await.map_err(|error| wrong(error.to_string()))?));
     }
@@ -104,22 +106,56 @@ async fn multipart(content_type: &str, body: &Bytes) -> Result<Vec<Result<Bytes,
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Encoded {
-    images: Vec<EncodedImage>,
+struct Encoded<'a> {
+    #[serde(borrow, deserialize_with = "bounded")]
+    images: Vec<EncodedImage<'a>>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct EncodedImage {
-    b64: String,
+struct EncodedImage<'a> {
+    #[serde(borrow)]
+    b64: Cow<'a, str>,
 }
 
-fn json(body: &Bytes) -> Result<Vec<Result<Bytes, Error>>, Error> {
-    let encoded: Encoded = serde_json::from_slice(body).map_err(|error| {
+/// `--max-images` is at most this: a body of many tiny entries is refused before they are all in memory.
+pub const MOST_IMAGES: usize = 4096;
+
+/// A list of at most [`MOST_IMAGES`] and one.
+fn bounded<'de, D: Deserializer<'de>>(list: D) -> Result<Vec<EncodedImage<'de>>, D::Error> {
+    struct Bounded;
+
+    impl<'de> Visitor<'de> for Bounded {
+        type Value = Vec<EncodedImage<'de>>;
+
+        fn expecting(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            write!(out, "a list of at most {MOST_IMAGES} images")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+            let mut images = Vec::new();
+            while let Some(image) = list.next_element()? {
+                images.push(image);
+                if images.len() > MOST_IMAGES {
+                    return Err(A::Error::invalid_length(images.len(), &self));
+                }
+            }
+            Ok(images)
+        }
+    }
+
+    list.deserialize_seq(Bounded)
+}
+
+fn json(body: &Bytes, most: usize) -> Result<Vec<Result<Bytes, Error>>, Error> {
+    let encoded: Encoded<'_> = serde_json::from_slice(body).map_err(|error| {
         Error::new(Kind::InvalidBody, format!("JSON: {error}; expected {{\"images\":[{{\"b64\":\"...\"}}]}}"))
     })?;
-    let decode = |image: EncodedImage| {
-        base64::engine::general_purpose::STANDARD.decode(image.b64).map(Bytes::from).map_err(|error| {
+    if encoded.images.len() > most {
+        return Err(Error::too_many_images(most));
+    }
+    let decode = |image: EncodedImage<'_>| {
+        base64::engine::general_purpose::STANDARD.decode(&*image.b64).map(Bytes::from).map_err(|error| {
             Error::new(Kind::InvalidImage, format!("b64: {error}, expected an image's bytes in standard base64"))
         })
     };

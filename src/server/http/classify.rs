@@ -52,32 +52,33 @@ pub(super) async fn classify(
     let deadline = Instant::now() + service.limits.time;
     let Query(parameters) =
         parameters.map_err(|rejection| Error::new(Kind::InvalidParameter, rejection.body_text()))?;
-    let request = parameters.request(&service, deadline)?;
+    let request = parameters.request(&service, &id, deadline)?;
     // A server that is full says so before it reads a body.
     service.admit()?;
     let (head, content) = http.into_parts();
     let held = body::read(&service, &head.headers, content, deadline).await?;
-    let images = body::images(&head.headers, &held.bytes).await?;
+    let images = body::images(&head.headers, &held.bytes, service.most_images()).await?;
     let single = images.len() == 1;
     let results = service.classify(&request, images).await?;
-
-    let mut entries = Vec::with_capacity(results.len());
-    for result in results {
-        entries.push(match result {
-            Ok(result) => Entry::Result(Box::new(result)),
-            // The error of the only image is the request's.
-            Err(error) if single => return Err(error),
-            Err(error) => Entry::Error { code: error.kind.code(), error: error.message },
-        });
+    // The error of the only image is the request's; so is one of ours that left no image answered.
+    let ours = |error: &Error| error.kind.status().is_server_error();
+    if (single || results.iter().all(|result| result.as_ref().is_err_and(ours)))
+        && let Some(Err(error)) = results.first()
+    {
+        return Err(error.clone());
     }
+    let entries = results.into_iter().map(|result| match result {
+        Ok(result) => Entry::Result(Box::new(result)),
+        Err(error) => Entry::Error { code: error.kind.code(), error: error.message },
+    });
     let model = &request.model;
     let version = model.version.to_string();
-    let answer = Answer { model: &model.name, version, request_id: id.as_str(), results: entries };
+    let answer = Answer { model: &model.name, version, request_id: id.as_str(), results: entries.collect() };
     Ok(axum::Json(answer).into_response())
 }
 
 impl Parameters {
-    fn request(self, service: &Service, deadline: Instant) -> Result<Request, Error> {
+    fn request(self, service: &Service, id: &RequestId, deadline: Instant) -> Result<Request, Error> {
         let model = Arc::clone(service.registry.get(self.model.as_deref(), self.version.as_deref())?);
         let choice = Choice {
             path: self.path.map_or(Ok(Default::default()), |path| path.parse())?,
@@ -91,7 +92,7 @@ impl Parameters {
         if top_k == 0 {
             return Err(Error::new(Kind::InvalidParameter, format!("top_k: found 0, expected {CLASSES}")));
         }
-        Ok(Request { model, selection, top_k, deadline })
+        Ok(Request { model, selection, top_k, id: id.as_str().into(), deadline })
     }
 }
 

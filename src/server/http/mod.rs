@@ -5,6 +5,8 @@ mod classify;
 mod linger;
 mod models;
 
+pub use body::MOST_IMAGES;
+
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -100,7 +102,7 @@ fn render(error: &Error, id: &RequestId, before: Response) -> Response {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        // What is left of the body is not read, so that the connection cannot be used again.
+        // The client is still sending; what comes is read for a while and forgotten, not taken for a next request.
         Kind::BodyTooLarge | Kind::BodyTimeout => {
             drop(response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close")));
         }
@@ -148,8 +150,10 @@ impl Drop for Observed {
 async fn observe(State(service): State<Arc<Service>>, request: Request, next: Next) -> Response {
     service.metrics.inflight.inc();
     let mut observed = Observed { service, started: Instant::now(), code: None };
-    let id = request.extensions().get::<RequestId>().map_or("", RequestId::as_str);
-    let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str);
+    let id = request.extensions().get::<RequestId>().cloned();
+    let id = id.as_ref().map_or("", RequestId::as_str);
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let route = route.as_ref().map_or("unmatched", MatchedPath::as_str);
     let span = tracing::debug_span!(
         "request",
         request_id = id,
@@ -161,7 +165,7 @@ async fn observe(State(service): State<Arc<Service>>, request: Request, next: Ne
     let status = response.status();
     span.record("status", status.as_u16());
     if status == StatusCode::INTERNAL_SERVER_ERROR {
-        span.in_scope(|| tracing::error!("a request failed inside"));
+        tracing::error!(request_id = id, route, "a request failed inside");
     }
     observed.code = Some(status.as_u16());
     response
