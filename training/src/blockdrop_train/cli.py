@@ -149,18 +149,18 @@ def _phase(job: Job, given: str | None) -> str:
 
 
 def _commit() -> str:
-    here = Path(__file__).parent
+    """The commit of this package, with ``-dirty`` where its folder differs from it."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=TRAINING, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
     try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        changed = git("status", "--porcelain", "--", ".")
+        return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return found.stdout.strip()
 
 
 def _import(job: Job, path: Path, layout: str) -> None:
