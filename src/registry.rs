@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::bundle::{Bundle, BundleError};
 use crate::engine::{Backend, Engine, EngineError, Provider, Runtime};
@@ -45,6 +46,8 @@ pub enum RegistryError {
     Bundle(#[from] BundleError),
     #[error("{}: {reason}", dir.display())]
     Engine { dir: PathBuf, reason: EngineError },
+    #[error("loading was given up")]
+    GivenUp,
 }
 
 /// A request for a model that is not there.
@@ -59,11 +62,13 @@ pub enum Unknown {
 }
 
 /// How models are made ready.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct LoadOptions {
     pub provider: Provider,
     /// Sets of sessions for each model: one for each worker.
     pub replicas: usize,
+    /// Set to give up: looked at before each set of sessions is made.
+    pub give_up: Arc<AtomicBool>,
 }
 
 /// All loaded models by name and version.
@@ -78,12 +83,12 @@ impl Registry {
     ///
     /// # Errors
     /// All that is wrong, at once: bundles that do not fit, graphs that ONNX Runtime refuses, a default that is not
-    /// there.
+    /// there; or loading was given up.
     pub fn load(
         dir: &Path,
         default: Option<&str>,
         runtime: &Runtime,
-        options: LoadOptions,
+        options: &LoadOptions,
         metrics: &Metrics,
     ) -> Result<Self, Vec<RegistryError>> {
         let found = scan(dir).map_err(|error| vec![error])?;
@@ -116,13 +121,17 @@ impl Registry {
             for (version, bundle) in versions {
                 let started = std::time::Instant::now();
                 let path = bundle.dir.clone();
-                let engine = match Engine::new(bundle, runtime, options.provider, options.replicas) {
-                    Ok(engine) => engine,
-                    Err(reason) => {
-                        errors.push(RegistryError::Engine { dir: path, reason });
-                        continue;
+                let engine = Engine::without_replicas(bundle, options.provider);
+                let made = (0..options.replicas).try_for_each(|_| {
+                    if options.give_up.load(Ordering::Relaxed) {
+                        return Err(RegistryError::GivenUp);
                     }
-                };
+                    engine.add_replica(runtime).map_err(|reason| RegistryError::Engine { dir: path.clone(), reason })
+                });
+                if let Err(error) = made {
+                    errors.push(error);
+                    continue;
+                }
                 tracing::info!(
                     model = name,
                     version,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use blockdrop::server::http::MOST_IMAGES;
-use blockdrop::server::{Limits, Settings, serve};
+use blockdrop::server::{Limits, ServeError, Settings, serve};
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -72,8 +72,12 @@ pub(crate) fn run(options: Options, problems: Problems) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(async {
         let stop = stop_signal()?;
-        serve(settings, stop).await.map_err(anyhow::Error::from)
+        serve(settings, stop).await
     });
+    if let Err(error @ (ServeError::Unanswered(_) | ServeError::Running)) = &result {
+        super::report(&[error.to_string()], 1);
+        exit_at_once(1);
+    }
     // A decode that never returns must not hold up the end.
     runtime.shutdown_timeout(Duration::from_secs(1));
     Ok(result?)
@@ -88,10 +92,14 @@ fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
         tokio::spawn(async move {
             tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
             tracing::warn!("stopped at once by a second signal");
-            // Without the exit handlers: they would take ONNX Runtime away from the workers, which would answer errors.
-            signal_hook::low_level::exit(130);
+            exit_at_once(130);
         });
     })
+}
+
+/// Ends the process without its exit handlers: they would take ONNX Runtime away from workers that still run.
+fn exit_at_once(code: i32) -> ! {
+    signal_hook::low_level::exit(code)
 }
 
 impl Options {

@@ -95,15 +95,31 @@ impl Engine {
         provider: Provider,
         replicas: usize,
     ) -> Result<Self, EngineError> {
-        let sessions = Sessions { runtime, provider };
-        let mut idle = Vec::with_capacity(replicas);
-        for _ in 0..replicas.max(1) {
-            let mut replica = Replica::new(&bundle, &sessions)?;
-            replica.warm_up()?;
-            idle.push(replica);
-        }
+        let engine = Self::without_replicas(bundle, provider);
+        (0..replicas.max(1)).try_for_each(|_| engine.add_replica(runtime))?;
+        Ok(engine)
+    }
+
+    /// An engine that cannot answer yet: it needs a replica.
+    pub fn without_replicas(bundle: Arc<Bundle>, provider: Provider) -> Self {
         let costs = bundle.costs();
-        Ok(Self { bundle, costs, provider, idle: Mutex::new(idle), returned: Condvar::new() })
+        Self { bundle, costs, provider, idle: Mutex::default(), returned: Condvar::new() }
+    }
+
+    /// Makes another set of sessions and runs an image of zeros through it.
+    ///
+    /// # Errors
+    /// The provider cannot be registered, ONNX Runtime refuses a graph, or the first image fails.
+    pub fn add_replica(&self, runtime: &Runtime) -> Result<(), EngineError> {
+        let mut replica = Replica::new(&self.bundle, &Sessions { runtime, provider: self.provider })?;
+        replica.warm_up()?;
+        self.give_back(replica);
+        Ok(())
+    }
+
+    fn give_back(&self, replica: Replica) {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(replica);
+        self.returned.notify_one();
     }
 
     pub fn bundle(&self) -> &Bundle {
@@ -159,10 +175,9 @@ impl std::ops::DerefMut for Lease<'_> {
 
 impl Drop for Lease<'_> {
     fn drop(&mut self) {
-        let mut idle = self.engine.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.extend(self.replica.take());
-        drop(idle);
-        self.engine.returned.notify_one();
+        if let Some(replica) = self.replica.take() {
+            self.engine.give_back(replica);
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::num::NonZero;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -50,6 +51,8 @@ pub enum ServeError {
     System(#[from] std::io::Error),
     #[error("stopped with {0} requests unanswered: the time to drain was over")]
     Unanswered(i64),
+    #[error("stopped with a worker still running")]
+    Running,
 }
 
 /// Time in which a client has to send a request's head, the first one's start included.
@@ -77,17 +80,20 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     let admin = Listener::start(operators, admin::router(Arc::clone(&metrics), Arc::clone(&readiness)))?;
     tracing::info!(address = %admin.address, "admin listener: /metrics, /livez, /readyz");
 
-    let registry = tokio::task::spawn_blocking({
+    let give_up = Arc::new(AtomicBool::new(false));
+    let mut registry = tokio::task::spawn_blocking({
         let (settings, metrics) = (settings.clone(), Arc::clone(&metrics));
-        move || {
-            let options = LoadOptions { provider: settings.provider, replicas: settings.workers };
-            Registry::load(&settings.models, settings.default_model.as_deref(), runtime, options, &metrics)
-        }
+        let (provider, replicas) = (settings.provider, settings.workers);
+        let options = LoadOptions { provider, replicas, give_up: Arc::clone(&give_up) };
+        move || Registry::load(&settings.models, settings.default_model.as_deref(), runtime, &options, &metrics)
     });
     let registry = tokio::select! {
-        registry = registry => registry.map_err(std::io::Error::other)?.map_err(ServeError::Models)?,
+        registry = &mut registry => registry.map_err(std::io::Error::other)?.map_err(ServeError::Models)?,
         () = &mut stop => {
-            tracing::info!("stopped while loading models");
+            tracing::info!("stopping while models are loaded");
+            give_up.store(true, Ordering::Relaxed);
+            // Waited for: ONNX Runtime must not be used while the process ends.
+            drop(registry.await);
             return Ok(());
         }
     };
@@ -120,12 +126,13 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     // Counted before the connections are closed: that drops what is still being answered on them.
     let unanswered = metrics.inflight.get();
     http.stop(LAST_BYTES).await;
-    if !service.scheduler.finish(LAST_BYTES) {
-        tracing::warn!("a worker is still running");
-    }
+    let ended = service.scheduler.finish(LAST_BYTES);
     admin.stop(LAST_BYTES).await;
     if unanswered > 0 {
         return Err(ServeError::Unanswered(unanswered));
+    }
+    if !ended {
+        return Err(ServeError::Running);
     }
     tracing::info!(seconds = started.elapsed().as_secs_f64(), "stopped");
     Ok(())
