@@ -93,6 +93,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--save-every", type=int, default=200, help="steps between checkpoints [%(default)s]"
         )
+        command.add_argument(
+            "--evaluate-every", type=int, default=1, help="epochs between evaluations [%(default)s]"
+        )
     command.add_argument(
         "--path",
         help="finetune the base net for a baseline's paths instead: first_k:N, random_k:N, "
@@ -264,7 +267,10 @@ def _run(options: argparse.Namespace, arguments: list[str]) -> None:
     )
     if options.command in TRAINERS:
         job = dataclasses.replace(
-            job, bfloat16=options.precision == "bfloat16", save_every=options.save_every
+            job,
+            bfloat16=options.precision == "bfloat16",
+            save_every=options.save_every,
+            evaluate_every=options.evaluate_every,
         )
         work = functools.partial(TRAINERS[options.command], job)
         if options.command == "finetune" and options.path:

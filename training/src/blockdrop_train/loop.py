@@ -33,6 +33,7 @@ class Job:
         device: where to compute.
         bfloat16: compute convolutions in bfloat16 (weights and sums stay float32).
         save_every: steps between checkpoints; one more is written after every epoch.
+        evaluate_every: epochs between evaluations on the validation images.
         stop_after: leave after this step, for tests of resuming.
     """
 
@@ -42,6 +43,7 @@ class Job:
     device: str = "cpu"
     bfloat16: bool = True
     save_every: int = 200
+    evaluate_every: int = 1
     stop_after: int | None = None
 
     def checkpoint(self, phase: str) -> Path:
@@ -196,6 +198,8 @@ def run(job: Job, world: World, phase: Phase, images: data.AnyImages) -> None:
                     save()
                     return
             if first:
-                figures = phase.evaluate()
-                log.record({"epoch": epoch + 1} | phase.state | figures)
+                figures = None
+                if (epoch + 1) % job.evaluate_every == 0 or step == total:
+                    figures = phase.evaluate()
+                    log.record({"epoch": epoch + 1} | phase.state | figures)
                 save(figures)
