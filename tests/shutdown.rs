@@ -172,7 +172,7 @@ async fn a_draining_server_says_so_and_serves_what_it_accepted() {
 #[tokio::test]
 async fn a_second_signal_ends_at_once() {
     for (first, second) in [(Signal::TERM, Signal::TERM), (Signal::INT, Signal::INT), (Signal::TERM, Signal::INT)] {
-        // More than a minute of work.
+        // More work than is done before the second signal.
         let mut drain = Draining::start(64, first, &["--request-timeout", "1h", "--drain-timeout", "1h"]).await;
         drain.server.signal(second);
         assert_eq!(drain.server.ended().code(), Some(130));
