@@ -19,7 +19,7 @@ use crate::telemetry::metrics::{Rejected, Stage};
 /// What the protocols share: the models, the queue and the limits.
 pub struct Service {
     pub registry: Registry,
-    pub admission: Arc<Admission>,
+    pub admission: Admission,
     pub scheduler: Scheduler,
     pub metrics: Arc<Metrics>,
     pub limits: Limits,
@@ -89,7 +89,7 @@ impl Service {
         Self {
             registry,
             scheduler,
-            admission: Arc::new(admission),
+            admission,
             metrics,
             limits,
             decoders: Arc::new(Semaphore::new(decoders)),
