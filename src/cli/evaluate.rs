@@ -150,8 +150,10 @@ impl Tally {
     }
 }
 
-/// Mean and standard deviation.
+/// Mean and standard deviation; the same in whatever order the threads brought the values.
 fn moments(values: &[f64]) -> (f64, f64) {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
     let count = values.len().max(1) as f64;
     let mean = values.iter().sum::<f64>() / count;
     let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / count;
@@ -246,6 +248,7 @@ mod tests {
     #[test]
     fn moments_are_those_of_the_population() {
         assert_eq!(moments(&[2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0]), (5.0, 2.0));
+        assert_eq!(moments(&[0.1, 0.2, 0.3]), moments(&[0.3, 0.1, 0.2]));
         assert_eq!(moments(&[]), (0.0, 0.0));
     }
 }
