@@ -4,6 +4,7 @@
 .DEFAULT_GOAL := help
 
 CARGO ?= cargo
+PROFILE ?= release
 CARGO_DENY_VERSION := 0.20.2
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/blockdrop
 CARGO_DENY_HOME := $(CACHE)/cargo-deny-$(CARGO_DENY_VERSION)
@@ -27,7 +28,7 @@ serve: ## build, fetch ONNX Runtime and serve models/ (ARGS="..." adds options)
 	@scripts/need cargo cc python3 $(pip)
 	@$(with_onnxruntime) && \
 	BLOCKDROP_MODELS="$${BLOCKDROP_MODELS:-models}" && export BLOCKDROP_MODELS && \
-	exec $(CARGO) run --release --locked --bin blockdrop -- $(ARGS)
+	exec $(CARGO) run --profile $(PROFILE) --locked --bin blockdrop -- serve $(ARGS)
 
 .PHONY: build
 build: ## build the release binary, target/release/blockdrop
@@ -38,6 +39,7 @@ build: ## build the release binary, target/release/blockdrop
 test: test-scripts ## run all tests of the product and of its scripts
 	@scripts/need cargo cc python3 $(pip)
 	@$(with_onnxruntime) && set -x && $(CARGO) test --workspace --locked
+	python3 -B scripts/smoke_serve.py
 
 .PHONY: test-scripts
 test-scripts: ## run the tests of scripts/
