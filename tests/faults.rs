@@ -5,6 +5,8 @@
 
 mod common;
 
+use std::io::BufRead;
+
 use blockdrop_testkit::Net;
 use common::raw::{Came, Raw, Whole, ask, head, post};
 use common::reference::Reference;
@@ -354,4 +356,27 @@ async fn time_runs_out() {
     assert_eq!(found.json::<Value>().await.unwrap()["code"], "deadline_exceeded");
     let metrics = bench.server.metrics().await;
     assert_eq!((metrics.code(504), metrics.rejected("deadline")), (2.0, 4.0));
+}
+
+/// A full disk, or a reader of the log that is gone, costs the log and nothing else.
+#[tokio::test]
+async fn a_log_that_cannot_be_written_stops_nothing() {
+    let models = models("net", &Net::tiny(5));
+    let mut command = Server::command(models.path(), &[]);
+    let mut child = command.env("RUST_LOG", "debug").stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let mut log = std::io::BufReader::new(child.stderr.take().unwrap()).lines();
+    let ready = log.by_ref().map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap());
+    let ready = ready.into_iter().find(|line| line["message"] == "ready").unwrap();
+    let url = format!("http://{}/v1/classify", ready["address"].as_str().unwrap());
+    drop(log);
+    let client = reqwest::Client::builder().timeout(PATIENCE).build().unwrap();
+    for _ in 0..3 {
+        let found = client.post(&url).body(png(1)).send().await.unwrap();
+        assert_eq!(found.status(), StatusCode::OK);
+        let found = client.post(&url).body("junk").send().await.unwrap();
+        assert_eq!(found.status(), StatusCode::UNSUPPORTED_MEDIA_TYPE);
+    }
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
 }

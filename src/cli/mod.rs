@@ -8,6 +8,7 @@ mod options;
 mod serve;
 mod table;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use blockdrop::policy::PolicyError;
@@ -20,7 +21,7 @@ use checked::{Checked, Problems};
 ///
 /// Every option can also be set in the environment: --http-addr is BLOCKDROP_HTTP_ADDR. Log levels are set by RUST_LOG.
 #[derive(Debug, Parser)]
-#[command(name = "blockdrop", version, max_term_width = 100)]
+#[command(name = "blockdrop", version, max_term_width = 100, allow_negative_numbers = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -111,8 +112,11 @@ fn command() -> clap::Command {
     Cli::command().mut_args(set).mut_subcommands(|subcommand| subcommand.mut_args(set))
 }
 
-#[expect(clippy::print_stderr, reason = "what went wrong goes to people, not to the log")]
+/// What went wrong, for people; a standard error that cannot be written to is no error of its own.
 fn report(problems: &[String], code: u8) -> ExitCode {
-    problems.iter().flat_map(|problem| problem.lines()).for_each(|line| eprintln!("error: {line}"));
+    let mut stderr = std::io::stderr().lock();
+    for line in problems.iter().flat_map(|problem| problem.lines()) {
+        drop(writeln!(stderr, "error: {line}"));
+    }
     ExitCode::from(code)
 }

@@ -1,7 +1,7 @@
 //! Logs on standard error, as text or JSON; levels by `RUST_LOG`.
 
 use std::fmt;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::str::FromStr;
 
 use tracing_subscriber::EnvFilter;
@@ -47,7 +47,7 @@ pub fn start(format: LogFormat) -> Result<(), String> {
         format!("RUST_LOG: found '{levels}', expected levels such as info or blockdrop=debug ({error})")
     })?;
     let lines =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_span_events(FmtSpan::CLOSE);
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Stderr).with_span_events(FmtSpan::CLOSE);
     // A panic is a line of the log like any other; what follows from it is decided where it is caught.
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string);
@@ -59,4 +59,18 @@ pub fn start(format: LogFormat) -> Result<(), String> {
         LogFormat::Json => lines.json().flatten_event(true).init(),
     }
     Ok(())
+}
+
+/// Standard error, with what cannot be written lost: a full disk or a reader that left is no reason to stop serving.
+struct Stderr;
+
+impl Write for Stderr {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        drop(std::io::stderr().write_all(bytes));
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
