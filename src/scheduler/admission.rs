@@ -53,7 +53,7 @@ impl Admission {
     /// # Errors
     /// The queue is full, or the server is stopping.
     pub fn check(&self) -> Result<(), Refused> {
-        if self.stopping.load(Ordering::Acquire) {
+        if self.is_stopping() {
             return Err(Refused::Stopping);
         }
         if self.room.available_permits() == 0 { Err(Refused::Full) } else { Ok(()) }
@@ -73,6 +73,11 @@ impl Admission {
             Some(Slot { _place: place, depth: self.depth.clone() })
         });
         Ok(slots.collect())
+    }
+
+    /// Whether new requests are refused because the server is stopping.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
     }
 
     /// Refuses new requests from now on.

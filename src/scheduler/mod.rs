@@ -42,14 +42,6 @@ pub struct Work {
     pub slot: Slot,
 }
 
-/// An answered image.
-#[derive(Debug)]
-pub struct Served {
-    pub answer: Answer,
-    /// Time spent waiting: for a worker, and for the other groups of its batch.
-    pub queue: Duration,
-}
-
 /// Why an image was not answered.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum WorkError {
@@ -61,11 +53,10 @@ pub enum WorkError {
     Lost,
 }
 
-type Reply = oneshot::Sender<Result<Served, WorkError>>;
+type Reply = oneshot::Sender<Result<Answer, WorkError>>;
 
 struct Job {
     work: Work,
-    queued: Instant,
     reply: Reply,
 }
 
@@ -99,14 +90,14 @@ impl Scheduler {
     ///
     /// # Errors
     /// The image's time ran out, the engine failed, or its batch ended in a panic.
-    pub async fn run(&self, work: Work) -> Result<Served, WorkError> {
+    pub async fn run(&self, work: Work) -> Result<Answer, WorkError> {
         self.submit(work).await.unwrap_or(Err(WorkError::Lost))
     }
 
     /// Queues an image; the answer's sender is dropped where it gets none.
-    fn submit(&self, work: Work) -> oneshot::Receiver<Result<Served, WorkError>> {
+    fn submit(&self, work: Work) -> oneshot::Receiver<Result<Answer, WorkError>> {
         let (reply, answer) = oneshot::channel();
-        drop(self.queue.push(Job { work, queued: Instant::now(), reply })); // a closed queue gives it back
+        drop(self.queue.push(Job { work, reply })); // a closed queue gives it back
         answer
     }
 
@@ -140,15 +131,19 @@ fn run(batch: Vec<Job>) {
     let model = Arc::clone(&first.work.model);
     let mut works = Vec::with_capacity(batch.len());
     let mut running = Running { model: &*model, jobs: Vec::with_capacity(batch.len()) };
-    for Job { work, queued, reply } in batch {
+    for Job { work, reply } in batch {
         let Work { pixels, selection, index, request_id, deadline, slot, .. } = work;
         drop(slot);
         works.push((pixels, selection, index));
-        running.jobs.push(Asked { reply: Some(reply), queued, deadline, request_id });
+        running.jobs.push(Asked { reply: Some(reply), deadline, request_id });
     }
     let images: Vec<Image<'_>> =
         works.iter().map(|(pixels, selection, index)| Image { pixels, selection, index: *index }).collect();
-    let span = tracing::debug_span!("batch", images = images.len());
+    let span = tracing::debug_span!("batch", images = images.len(), requests = tracing::field::Empty);
+    if !span.is_disabled() {
+        let requests: Vec<&str> = running.jobs.iter().map(|job| &*job.request_id).collect();
+        span.record("requests", requests.join(" "));
+    }
     span.in_scope(|| model.backend().answer(&images, &mut running));
 }
 
@@ -161,7 +156,6 @@ struct Running<'m> {
 struct Asked {
     /// Taken when it is answered.
     reply: Option<Reply>,
-    queued: Instant,
     deadline: Instant,
     request_id: Arc<str>,
 }
@@ -186,8 +180,7 @@ impl Replies for Running<'_> {
         let result = match answer {
             Ok(answer) => {
                 self.model.metrics().answered(self.model.costs(), &answer);
-                let queue = job.queued.elapsed().saturating_sub(answer.policy + answer.backbone);
-                Ok(Served { answer, queue })
+                Ok(answer)
             }
             Err(error) => {
                 tracing::error!(request_id = &*job.request_id, %error, "an image failed");

@@ -76,7 +76,7 @@ impl Bench {
         Self { model, permits: Some(permits), admission, scheduler, metrics }
     }
 
-    fn submit_until(&self, pixel: f32, deadline: Instant) -> oneshot::Receiver<Result<Served, WorkError>> {
+    fn submit_until(&self, pixel: f32, deadline: Instant) -> oneshot::Receiver<Result<Answer, WorkError>> {
         let selection = Choice { path: crate::policy::Path::Full, ..Choice::default() };
         self.scheduler.submit(Work {
             model: Arc::clone(&self.model) as Arc<dyn Model>,
@@ -89,12 +89,12 @@ impl Bench {
         })
     }
 
-    fn submit(&self, pixel: f32) -> oneshot::Receiver<Result<Served, WorkError>> {
+    fn submit(&self, pixel: f32) -> oneshot::Receiver<Result<Answer, WorkError>> {
         self.submit_until(pixel, Instant::now() + Duration::from_secs(60))
     }
 
     /// Occupies the only worker with an image of 0 until the permits are let go.
-    fn occupy(&self) -> oneshot::Receiver<Result<Served, WorkError>> {
+    fn occupy(&self) -> oneshot::Receiver<Result<Answer, WorkError>> {
         let answer = self.submit(0.0);
         while self.admission.places(64).is_err() {
             std::thread::yield_now(); // the worker has not taken it up yet
@@ -118,8 +118,8 @@ impl Bench {
     }
 }
 
-fn pixel(answer: oneshot::Receiver<Result<Served, WorkError>>) -> f32 {
-    answer.blocking_recv().unwrap().unwrap().answer.logits[0]
+fn pixel(answer: oneshot::Receiver<Result<Answer, WorkError>>) -> f32 {
+    answer.blocking_recv().unwrap().unwrap().logits[0]
 }
 
 #[test]
@@ -161,7 +161,7 @@ fn a_panic_or_an_error_fails_its_own_images_only() {
     let found: Vec<String> = answers
         .into_iter()
         .map(|answer| match answer.blocking_recv() {
-            Ok(Ok(served)) => served.answer.logits[0].to_string(),
+            Ok(Ok(answer)) => answer.logits[0].to_string(),
             Ok(Err(error)) => error.to_string(),
             Err(_) => "lost".to_owned(),
         })

@@ -25,6 +25,8 @@ pub struct Service {
     pub limits: Limits,
     /// Images being decoded at once: as many as there are cores.
     decoders: Arc<Semaphore>,
+    /// Of these, images of one request.
+    turns: usize,
     /// Bodies in memory, in KiB.
     bodies: Arc<Semaphore>,
 }
@@ -69,7 +71,7 @@ pub struct ImageResult {
 pub struct Timing {
     pub decode: f64,
     pub preprocess: f64,
-    /// Waiting: for a decoder, for a worker, and for other images of its batch.
+    /// Waiting: for a decoder, for a worker, for other images of its batch; all of the total that no stage took.
     pub queue: f64,
     pub policy: f64,
     pub backbone: f64,
@@ -93,6 +95,7 @@ impl Service {
             metrics,
             limits,
             decoders: Arc::new(Semaphore::new(decoders)),
+            turns: decoders,
             bodies: Arc::new(Semaphore::new(limits.bodies.div_ceil(BODY_UNIT))),
         }
     }
@@ -149,23 +152,26 @@ impl Service {
             return Err(Error::too_many_images(most));
         }
         let slots = self.admission.places(count).map_err(|refused| self.refuse(refused))?;
-        let each =
-            images.into_iter().zip(slots).enumerate().map(|(index, (image, slot))| async move {
-                self.classify_one(request, image?, slot, index as u64).await
-            });
+        // A request waits for decoders with as many images as there are decoders: one of many large images leaves
+        // the next turn to others.
+        let own_turns = &Semaphore::new(self.turns);
+        let each = images.into_iter().zip(slots).enumerate().map(|(index, (image, slot))| async move {
+            self.classify_one(request, own_turns, image?, slot, index as u64).await
+        });
         Ok(futures_util::future::join_all(each).await)
     }
 
     async fn classify_one(
         &self,
         request: &Request,
+        own_turns: &Semaphore,
         bytes: Bytes,
         slot: Slot,
         index: u64,
     ) -> Result<ImageResult, Error> {
         let mut abandoned = Abandoned { metrics: &self.metrics, counts: true };
         let deadline = tokio::time::Instant::from_std(request.deadline);
-        let answer = tokio::time::timeout_at(deadline, self.run_one(request, bytes, slot, index)).await;
+        let answer = tokio::time::timeout_at(deadline, self.run_one(request, own_turns, bytes, slot, index)).await;
         let answer = answer.unwrap_or_else(|_| Err(Error::deadline()));
         abandoned.counts = false;
         if answer.as_ref().is_err_and(|error| error.kind == Kind::DeadlineExceeded) {
@@ -174,10 +180,18 @@ impl Service {
         answer
     }
 
-    async fn run_one(&self, request: &Request, bytes: Bytes, slot: Slot, index: u64) -> Result<ImageResult, Error> {
+    async fn run_one(
+        &self,
+        request: &Request,
+        own_turns: &Semaphore,
+        bytes: Bytes,
+        slot: Slot,
+        index: u64,
+    ) -> Result<ImageResult, Error> {
         let started = Instant::now();
+        let own_turn = own_turns.acquire().await.expect("the semaphore is never closed");
         let Decoded { pixels, decode, preprocess } = self.decode(&request.model, bytes).await?;
-        let waited = started.elapsed().saturating_sub(decode + preprocess);
+        drop(own_turn);
         let work = Work {
             model: Arc::clone(&request.model) as Arc<dyn crate::scheduler::Model>,
             pixels,
@@ -187,18 +201,19 @@ impl Service {
             deadline: request.deadline,
             slot,
         };
-        let served = self.scheduler.run(work).await?;
-        let queue = served.queue + waited;
+        let answer = self.scheduler.run(work).await?;
+        let total = started.elapsed();
+        let queue = total.saturating_sub(decode + preprocess + answer.policy + answer.backbone);
         self.metrics.stage(Stage::Queue, queue);
         let timing_ms = Timing {
             decode: milliseconds(decode),
             preprocess: milliseconds(preprocess),
             queue: milliseconds(queue),
-            policy: milliseconds(served.answer.policy),
-            backbone: milliseconds(served.answer.backbone),
-            total: milliseconds(started.elapsed()),
+            policy: milliseconds(answer.policy),
+            backbone: milliseconds(answer.backbone),
+            total: milliseconds(total),
         };
-        let described = describe(&request.model.engine, &request.selection, &served.answer, request.top_k);
+        let described = describe(&request.model.engine, &request.selection, &answer, request.top_k);
         Ok(ImageResult { described, timing_ms })
     }
 
@@ -207,14 +222,16 @@ impl Service {
         let turn = Arc::clone(&self.decoders).acquire_owned().await.expect("the semaphore is never closed");
         let (model, most) = (Arc::clone(model), self.limits.pixels);
         let request = tracing::Span::current();
-        let span = tracing::debug_span!("decode", bytes = bytes.len());
         let decoded = tokio::task::spawn_blocking(move || {
             let _turn = turn;
+            let _request = request.enter();
             let started = Instant::now();
-            let image = span.in_scope(|| decode(&bytes, most))?;
+            let span = tracing::debug_span!("decode", bytes = bytes.len());
+            let image = span.in_scope(|| decode(&bytes, most));
+            drop(span);
+            let image = image?;
             let decoded = started.elapsed();
-            let span =
-                tracing::debug_span!(parent: &request, "preprocess", width = image.width(), height = image.height());
+            let span = tracing::debug_span!("preprocess", width = image.width(), height = image.height());
             let pixels = span.in_scope(|| preprocess(&image, &model.engine.bundle().manifest.input));
             Ok(Decoded { pixels, decode: decoded, preprocess: started.elapsed().saturating_sub(decoded) })
         });

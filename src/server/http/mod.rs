@@ -93,14 +93,14 @@ async fn identify(mut request: Request, next: Next) -> Response {
 fn render(error: &Error, id: &RequestId, before: Response) -> Response {
     let body = json!({"error": error.message, "code": error.kind.code(), "request_id": id.as_str()});
     let mut response = (before.status(), axum::Json(body)).into_response();
-    if let Some(allow) = before.headers().get(header::ALLOW) {
-        response.headers_mut().insert(header::ALLOW, allow.clone());
+    for name in [header::ALLOW, header::CONNECTION] {
+        if let Some(value) = before.headers().get(&name) {
+            response.headers_mut().insert(name, value.clone());
+        }
     }
     match error.kind {
-        Kind::Overloaded => drop(response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"))),
-        Kind::ShuttingDown => {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        Kind::Overloaded | Kind::ShuttingDown => {
+            drop(response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1")));
         }
         // The client is still sending; what comes is read for a while and forgotten, not taken for a next request.
         Kind::BodyTooLarge | Kind::BodyTimeout => {
@@ -161,7 +161,10 @@ async fn observe(State(service): State<Arc<Service>>, request: Request, next: Ne
         route,
         status = tracing::field::Empty,
     );
-    let response = next.run(request).instrument(span.clone()).await;
+    let mut response = next.run(request).instrument(span.clone()).await;
+    if observed.service.admission.is_stopping() {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     let status = response.status();
     span.record("status", status.as_u16());
     if status == StatusCode::INTERNAL_SERVER_ERROR {
