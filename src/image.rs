@@ -25,6 +25,8 @@ pub enum ImageError {
     UnknownType { start: String },
     #[error("the image has {width} x {height} pixels, expected at most {most} pixels")]
     TooManyPixels { width: u32, height: u32, most: u64 },
+    #[error("the image needs more memory than {most} pixels take, expected at most {most} pixels")]
+    TooMuchMemory { most: u64 },
     #[error("the {kind} image is damaged: {reason}; expected a whole {kind} file")]
     Damaged { kind: &'static str, reason: String },
 }
@@ -53,7 +55,10 @@ pub fn decode(bytes: &[u8], max_pixels: u64) -> Result<RgbImage, ImageError> {
 }
 
 fn decode_as(format: ImageFormat, kind: &'static str, bytes: &[u8], max_pixels: u64) -> Result<RgbImage, ImageError> {
-    let damaged = |error: DecodeError| ImageError::Damaged { kind, reason: error.to_string() };
+    let damaged = |error: DecodeError| match error {
+        DecodeError::Limits(_) => ImageError::TooMuchMemory { most: max_pixels },
+        error => ImageError::Damaged { kind, reason: error.to_string() },
+    };
     let mut limits = image::Limits::no_limits();
     // The widest pixels, 16-bit RGBA, take eight bytes.
     limits.max_alloc = Some(max_pixels.saturating_mul(8).saturating_add(1 << 20));

@@ -170,7 +170,11 @@ const LARGEST_FILE: u64 = 2 << 30;
 
 fn read(file: &Path) -> Result<Vec<u8>, BundleError> {
     let failed = |reason| BundleError::Read { file: file.to_path_buf(), reason };
-    let length = std::fs::metadata(file).map_err(failed)?.len();
+    let found = std::fs::metadata(file).map_err(failed)?;
+    if !found.is_file() {
+        return Err(BundleError::mismatch(file, "kind", "no regular file", "a regular file"));
+    }
+    let length = found.len();
     if length > LARGEST_FILE {
         return Err(BundleError::mismatch(file, "size", format!("{length} bytes"), "at most 2 GiB"));
     }

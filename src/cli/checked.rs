@@ -43,6 +43,11 @@ impl Problems {
         None
     }
 
+    /// Notes what is wrong with options together.
+    pub(crate) fn note(&mut self, problem: &str) {
+        self.0.push(problem.to_owned());
+    }
+
     /// `value` if nothing was wrong.
     pub(crate) fn or<T>(self, value: Option<T>) -> Result<T, Usage> {
         match value {

@@ -8,7 +8,7 @@ use blockdrop::engine::{Answer, Engine, Image};
 use blockdrop::image::{MAX_PIXELS, decode, preprocess};
 use blockdrop::policy::Selection;
 use clap::Args;
-use clap::builder::FalseyValueParser;
+use clap::builder::BoolishValueParser;
 use serde::Serialize;
 
 use super::Failure;
@@ -36,7 +36,7 @@ pub(crate) struct Options {
     top_k: Checked<usize>,
 
     /// Print JSON instead of a table.
-    #[arg(long, env = "BLOCKDROP_JSON", value_parser = FalseyValueParser::new())]
+    #[arg(long, env = "BLOCKDROP_JSON", value_parser = BoolishValueParser::new())]
     json: bool,
 }
 
@@ -86,7 +86,7 @@ pub(crate) fn run(options: Options, mut problems: Problems) -> Result<(), Failur
     }
     if options.json {
         print(serde_json::to_string_pretty(&entries)?)?
-    } else {
+    } else if !rows.is_empty() {
         print(rows)?
     }
     if failed.is_empty() { Ok(()) } else { Err(anyhow::anyhow!(failed.join("\n")).into()) }

@@ -13,7 +13,7 @@ use blockdrop::engine::{Answer, Engine, Image};
 use blockdrop::image::preprocess;
 use blockdrop::policy::{Choice, Mask, Path, Selection};
 use clap::Args;
-use clap::builder::FalseyValueParser;
+use clap::builder::BoolishValueParser;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
@@ -42,7 +42,7 @@ pub(crate) struct Options {
     run_on: RunOn,
 
     /// Print JSON instead of a table.
-    #[arg(long, env = "BLOCKDROP_JSON", value_parser = FalseyValueParser::new())]
+    #[arg(long, env = "BLOCKDROP_JSON", value_parser = BoolishValueParser::new())]
     json: bool,
 }
 

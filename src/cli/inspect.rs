@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use blockdrop::bundle::{Bundle, Graph, shape_text};
 use clap::Args;
-use clap::builder::FalseyValueParser;
+use clap::builder::BoolishValueParser;
 use serde_json::{Value, json};
 
 use super::Failure;
@@ -18,7 +18,7 @@ pub(crate) struct Options {
     bundle: PathBuf,
 
     /// Print JSON instead of a table.
-    #[arg(long, env = "BLOCKDROP_JSON", value_parser = FalseyValueParser::new())]
+    #[arg(long, env = "BLOCKDROP_JSON", value_parser = BoolishValueParser::new())]
     json: bool,
 }
 
@@ -46,7 +46,7 @@ pub(crate) fn run(options: Options, problems: Problems) -> Result<(), Failure> {
     row("policy".into(), String::new(), &bundle.policy, String::new());
     row("stem".into(), String::new(), &bundle.stem, String::new());
     for (index, (block, cost)) in bundle.blocks.iter().zip(&costs.blocks).enumerate() {
-        row(format!("block {index}"), (block.segment + 1).to_string(), &block.kept, flops(cost.dropped as f64));
+        row(format!("block {index}"), block.segment.to_string(), &block.kept, flops(cost.dropped as f64));
     }
     row("head".into(), String::new(), &bundle.head, String::new());
 

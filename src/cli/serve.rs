@@ -109,6 +109,9 @@ impl Options {
         let some = |value: &usize| *value > 0;
         let http_addr = problems.take("--http-addr", ADDRESS, self.http_addr, |_| true);
         let admin_addr = problems.take("--admin-addr", ADDRESS, self.admin_addr, |_| true);
+        if http_addr.is_some_and(|address| address.port() != 0 && Some(address) == admin_addr) {
+            problems.note("--admin-addr: found the address of --http-addr, expected one of its own");
+        }
         let running = self.run_on.check(&mut problems);
         let max_batch =
             problems.take("--max-batch", "1 to 512 images", self.max_batch, |images| (1..=512).contains(images));

@@ -104,7 +104,7 @@ impl From<ImageError> for Error {
         let kind = match error {
             ImageError::Empty => Kind::EmptyBody,
             ImageError::UnknownType { .. } => Kind::UnsupportedImageType,
-            ImageError::TooManyPixels { .. } => Kind::ImageTooLarge,
+            ImageError::TooManyPixels { .. } | ImageError::TooMuchMemory { .. } => Kind::ImageTooLarge,
             ImageError::Damaged { .. } => Kind::InvalidImage,
         };
         Self::new(kind, error.to_string())

@@ -77,6 +77,10 @@ pub(super) async fn images(headers: &HeaderMap, body: &Bytes, most: usize) -> Re
     match content_type.split(';').next().unwrap_or("").trim().to_ascii_lowercase().as_str() {
         "multipart/form-data" => multipart(content_type, body, most).await,
         "application/json" => json(body, most),
+        other if body.starts_with(b"{") => Err(Error::new(
+            Kind::InvalidBody,
+            format!("the body looks like JSON: found content-type '{other}', expected application/json"),
+        )),
         // Anything else is taken for an image: its first bytes say which, not a header that clients set carelessly.
         _ => Ok(vec![Ok(body.clone())]),
     }
@@ -105,14 +109,14 @@ async fn multipart(content_type: &str, body: &Bytes, most: usize) -> Result<Vec<
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object with a list of images")]
 struct Encoded<'a> {
     #[serde(borrow, deserialize_with = "bounded")]
     images: Vec<EncodedImage<'a>>,
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object with b64")]
 struct EncodedImage<'a> {
     #[serde(borrow)]
     b64: Cow<'a, str>,

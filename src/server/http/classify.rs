@@ -50,8 +50,7 @@ pub(super) async fn classify(
     http: HttpRequest,
 ) -> Result<Response, Error> {
     let deadline = Instant::now() + service.limits.time;
-    let Query(parameters) =
-        parameters.map_err(|rejection| Error::new(Kind::InvalidParameter, rejection.body_text()))?;
+    let Query(parameters) = parameters.map_err(|rejection| unreadable(&rejection))?;
     let request = parameters.request(&service, &id, deadline)?;
     // A server that is full says so before it reads a body.
     service.admit()?;
@@ -94,6 +93,13 @@ impl Parameters {
         }
         Ok(Request { model, selection, top_k, id: id.as_str().into(), deadline })
     }
+}
+
+/// A query that cannot be read: an unknown parameter, or one given twice.
+pub(super) fn unreadable(rejection: &QueryRejection) -> Error {
+    let problem = rejection.body_text();
+    let problem = problem.strip_prefix("Failed to deserialize query string: ").unwrap_or(&problem);
+    Error::new(Kind::InvalidParameter, format!("query: {problem}"))
 }
 
 fn number<T: FromStr>(name: &str, value: Option<String>, expected: &str) -> Result<Option<T>, Error> {

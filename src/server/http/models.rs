@@ -8,6 +8,7 @@ use axum::extract::{Path, Query, State};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::classify::unreadable;
 use crate::bundle::{Architecture, InputSpec, Manifest};
 use crate::registry::Model;
 use crate::server::classify::Service;
@@ -78,7 +79,7 @@ pub(super) async fn show(
     which: Result<Query<Which>, QueryRejection>,
 ) -> Result<Json<Shown>, Error> {
     let Path(name) = name.map_err(|rejection| Error::new(Kind::InvalidParameter, rejection.body_text()))?;
-    let Query(which) = which.map_err(|rejection| Error::new(Kind::InvalidParameter, rejection.body_text()))?;
+    let Query(which) = which.map_err(|rejection| unreadable(&rejection))?;
     let model = service.registry.get(Some(&name), which.version.as_deref())?;
     Ok(Json(shown(&service, model)))
 }
