@@ -21,7 +21,12 @@ def main() -> int:
     arguments = "--admin-addr 127.0.0.1:0 --log-format json"
     command = ["make", "--no-print-directory", "serve", "PROFILE=dev", f"ARGS={arguments}"]
     with subprocess.Popen(
-        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        cwd=ROOT,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     ) as server:
         log = []
         try:
