@@ -58,6 +58,8 @@ type Reply = oneshot::Sender<Result<Answer, WorkError>>;
 struct Job {
     work: Work,
     reply: Reply,
+    /// Of the request; closed when a worker takes the job up.
+    waiting: tracing::Span,
 }
 
 /// The worker threads and their queue.
@@ -97,7 +99,8 @@ impl Scheduler {
     /// Queues an image; the answer's sender is dropped where it gets none.
     fn submit(&self, work: Work) -> oneshot::Receiver<Result<Answer, WorkError>> {
         let (reply, answer) = oneshot::channel();
-        drop(self.queue.push(Job { work, reply })); // a closed queue gives it back
+        let waiting = tracing::debug_span!("queue", request_id = &*work.request_id);
+        drop(self.queue.push(Job { work, reply, waiting })); // a closed queue gives it back
         answer
     }
 
@@ -131,7 +134,8 @@ fn run(batch: Vec<Job>) {
     let model = Arc::clone(&first.work.model);
     let mut works = Vec::with_capacity(batch.len());
     let mut running = Running { model: &*model, jobs: Vec::with_capacity(batch.len()) };
-    for Job { work, reply } in batch {
+    for Job { work, reply, waiting } in batch {
+        drop(waiting);
         let Work { pixels, selection, index, request_id, deadline, slot, .. } = work;
         drop(slot);
         works.push((pixels, selection, index));
