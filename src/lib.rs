@@ -13,3 +13,4 @@ pub mod registry;
 pub mod scheduler;
 pub mod server;
 pub mod telemetry;
+mod text;

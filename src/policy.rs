@@ -7,6 +7,8 @@ use rand::SeedableRng;
 use rand::seq::index;
 use rand_chacha::ChaCha8Rng;
 
+use crate::text::shortened;
+
 /// Which of a network's K residual blocks run: bit k is true where block k is kept. Prints as `1011...`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Mask(Box<[bool]>);
@@ -206,12 +208,6 @@ impl FromStr for Path {
             _ => Err(unknown()),
         }
     }
-}
-
-/// At most 80 characters of what a client sent, so that a message stays short.
-fn shortened(text: &str) -> String {
-    const MOST: usize = 80;
-    if text.chars().count() <= MOST { text.to_owned() } else { text.chars().take(MOST).chain(['…']).collect() }
 }
 
 impl fmt::Display for Path {

@@ -10,6 +10,7 @@ use crate::engine::{Backend, Engine, EngineError, Provider, Runtime};
 use crate::policy::Costs;
 use crate::scheduler;
 use crate::telemetry::{Metrics, ModelMetrics};
+use crate::text::shortened;
 
 /// A loaded model: one version of one name.
 pub struct Model {
@@ -185,11 +186,6 @@ impl Registry {
 /// A version: a number as it prints, so that no two names are the same version.
 fn number(name: &str) -> Option<u64> {
     name.parse().ok().filter(|number: &u64| number.to_string() == name)
-}
-
-/// At most 80 characters of what a client sent.
-fn shortened(text: &str) -> String {
-    text.chars().take(80).collect()
 }
 
 /// Directory of the newest version of the default model of the repository `dir`: the one called `default`, or the only

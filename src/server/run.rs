@@ -66,7 +66,7 @@ const LAST_BYTES: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// An address that cannot be listened on, ONNX Runtime or models that cannot be loaded, or accepted requests that were
-/// still unanswered when the time to drain was over.
+/// still unanswered, or a worker still running, when the time to drain was over.
 pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result<(), ServeError> {
     // Both ports are taken before anything slow, so that a taken one is said at once. The public one accepts no
     // connection until there is a model to serve.

@@ -223,7 +223,8 @@ impl Metrics {
         model
     }
 
-    /// Counts an answered request. A code that is not among those known is counted under the nearest that is.
+    /// Counts an answered request. A code that no route answers with is counted as 400, so that
+    /// labels stay bounded.
     pub fn request(&self, protocol: &str, code: u16, took: Duration) {
         let code = code.to_string();
         let code = HTTP_CODES.iter().find(|known| **known == code).unwrap_or(&"400");

@@ -14,6 +14,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::server::classify::{BODY_UNIT, Service};
 use crate::server::error::{Error, Kind};
+use crate::text::shortened;
 
 /// A body in memory, and its share of the memory for bodies.
 pub(super) struct Held {
@@ -94,7 +95,7 @@ async fn multipart(content_type: &str, body: &Bytes, most: usize) -> Result<Vec<
     let mut images = Vec::new();
     while let Some(part) = parts.next_field().await.map_err(|error| wrong(error.to_string()))? {
         if part.name() != Some("image") {
-            let name: String = part.name().unwrap_or("").chars().take(80).collect();
+            let name = shortened(part.name().unwrap_or(""));
             return Err(wrong(format!("found a part named '{name}', expected parts named image")));
         }
         if images.len() == most {

@@ -13,6 +13,7 @@ use super::{RequestId, body};
 use crate::policy::Choice;
 use crate::server::classify::{ImageResult, Request, Service};
 use crate::server::error::{Error, Kind};
+use crate::text::shortened;
 
 /// The query, as text, so that each value's error can name it.
 #[derive(Debug, Default, Deserialize)]
@@ -105,8 +106,8 @@ pub(super) fn unreadable(rejection: &QueryRejection) -> Error {
 fn number<T: FromStr>(name: &str, value: Option<String>, expected: &str) -> Result<Option<T>, Error> {
     let parse = |text: String| {
         text.parse().map_err(|_| {
-            let text: String = text.chars().take(80).collect();
-            Error::new(Kind::InvalidParameter, format!("{name}: found '{text}', expected {expected}"))
+            let found = shortened(&text);
+            Error::new(Kind::InvalidParameter, format!("{name}: found '{found}', expected {expected}"))
         })
     };
     value.map(parse).transpose()

@@ -22,6 +22,7 @@ use tracing::Instrument;
 
 use super::classify::Service;
 use super::error::{Error, Kind};
+use crate::text::shortened;
 
 /// The public routes.
 pub fn router(service: Arc<Service>) -> Router {
@@ -64,8 +65,7 @@ impl RequestId {
 /// Gives every request an id, and every error the one JSON shape with that id in it.
 async fn identify(mut request: Request, next: Next) -> Response {
     let id = RequestId::of(&request);
-    let method = request.method().clone();
-    let path = request.uri().path().to_owned();
+    let (method, uri) = (request.method().clone(), request.uri().clone());
     request.extensions_mut().insert(id.clone());
     let mut response = next.run(request).await;
     let failed = response.status().is_client_error() || response.status().is_server_error();
@@ -76,7 +76,7 @@ async fn identify(mut request: Request, next: Next) -> Response {
             match response.status() {
                 StatusCode::METHOD_NOT_ALLOWED => Error::new(
                     Kind::MethodNotAllowed,
-                    format!("found method {method} on {path}, expected {}", allowed.unwrap_or("another")),
+                    format!("found method {method} on {}, expected {}", uri.path(), allowed.unwrap_or("another")),
                 ),
                 status => Error::new(Kind::Internal, status.canonical_reason().unwrap_or("error")),
             }
@@ -121,8 +121,7 @@ impl IntoResponse for Error {
 }
 
 pub(super) async fn not_found(request: Request) -> Error {
-    let path: String = request.uri().path().chars().take(80).collect();
-    Error::new(Kind::NotFound, format!("there is nothing at {path}"))
+    Error::new(Kind::NotFound, format!("there is nothing at {}", shortened(request.uri().path())))
 }
 
 fn panicked(_: Box<dyn std::any::Any + Send>) -> Response {
