@@ -71,7 +71,10 @@ def test_from_base_to_bundle(
     assert manifest["provenance"]["phase"] == "curriculum"
     assert manifest["provenance"]["config"]["net"]["depth"] == 8
     assert manifest["measured"]["test"]["images"] == 40
-    assert manifest["measured"]["validation"]["policy"]["distinct_masks"] >= 1
+    distinct = manifest["measured"]["validation"]["policy"]["distinct_masks"]
+    paths = json.loads((target / "paths.json").read_text())["paths"]
+    assert len(paths) == distinct >= 1
+    assert sum(path["share"] for path in paths) == pytest.approx(1, abs=1e-4)
 
     drawn = tmp_path / "pictures"
     assert main(["pictures", str(target), "--data", str(cifar), "--output", str(drawn)]) == 0

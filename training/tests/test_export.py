@@ -27,6 +27,7 @@ from blockdrop_train.nets import (
 )
 
 ABOUT = About("made up", {"backbone": "x"}, ("a", "b", "c"), 16, {"seed": 1}, {})
+PATHS = {"110111": 0.75, "111111": 0.25}
 
 
 def nets(family: str) -> tuple[ResNet, Policy]:
@@ -47,7 +48,7 @@ def test_bundle_agrees_with_the_nets(family: str, tmp_path: Path) -> None:
     net, policy = nets(family)
     target = tmp_path / "model" / "1"
     inputs = torch.randn(6, *net.input_size)
-    export(target, net, policy, Normalise(), ABOUT, inputs)
+    export(target, net, policy, Normalise(), ABOUT, inputs, PATHS)
     manifest = json.loads((target / "bundle.json").read_text())
     assert manifest["flops"] == {"policy": policy_flops(policy), "full": full_flops(net)}
     assert [len(s["blocks"]) for s in manifest["segments"]] == list(net.segments)
@@ -56,6 +57,10 @@ def test_bundle_agrees_with_the_nets(family: str, tmp_path: Path) -> None:
     starts = net.segment_starts()
     assert changing == (starts[1:] if family == "cifar" else starts)
     assert (target / "labels.txt").read_text() == "a\nb\nc\n"
+    assert json.loads((target / "paths.json").read_text()) == {
+        "schema": 1,
+        "paths": [{"mask": "110111", "share": 0.75}, {"mask": "111111", "share": 0.25}],
+    }
     for path in target.rglob("*.onnx"):
         model = onnx.load(str(path))
         assert model.ir_version == 8
@@ -69,10 +74,19 @@ def test_bundle_agrees_with_the_nets(family: str, tmp_path: Path) -> None:
     assert [p.name for p in target.parent.iterdir()] == ["1"]
 
 
+def test_frequent_paths_are_ranked_and_limited() -> None:
+    masks = torch.tensor([[1, 0, 1]] * 3 + [[1, 1, 0]] + [[0, 1, 1]] + [[1, 1, 1]] * 2).bool()
+    shares = exporting.frequent_paths(masks)
+    assert list(shares) == ["101", "111", "011", "110"]
+    assert list(shares.values()) == pytest.approx([3 / 7, 2 / 7, 1 / 7, 1 / 7])
+    every = torch.tensor([[n >> k & 1 for k in range(7)] for n in range(128)]).bool()
+    assert len(exporting.frequent_paths(every)) == 64
+
+
 def test_check_finds_a_wrong_weight(tmp_path: Path) -> None:
     net, policy = nets("cifar")
     inputs = torch.randn(6, *net.input_size)
-    export(tmp_path / "1", net, policy, Normalise(), ABOUT, inputs)
+    export(tmp_path / "1", net, policy, Normalise(), ABOUT, inputs, PATHS)
     bundle = Bundle(tmp_path / "1")
     net.head.weight.data[0, 0] += 0.5
     with pytest.raises(ExportError, match="logits differ"):
@@ -87,7 +101,7 @@ def test_failed_export_leaves_the_old_bundle(
 ) -> None:
     net, policy = nets("cifar")
     inputs = torch.randn(4, *net.input_size)
-    export(tmp_path / "1", net, policy, Normalise(), ABOUT, inputs)
+    export(tmp_path / "1", net, policy, Normalise(), ABOUT, inputs, PATHS)
     before = (tmp_path / "1" / "bundle.json").read_bytes()
 
     def fail(*_: object) -> None:
@@ -95,14 +109,14 @@ def test_failed_export_leaves_the_old_bundle(
 
     monkeypatch.setattr(exporting, "check", fail)
     with pytest.raises(ExportError):
-        export(tmp_path / "1", net, policy, Normalise(), ABOUT, inputs)
+        export(tmp_path / "1", net, policy, Normalise(), ABOUT, inputs, PATHS)
     assert (tmp_path / "1" / "bundle.json").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["1"]
 
 
 def test_changed_file_is_refused(tmp_path: Path) -> None:
     net, policy = nets("cifar")
-    export(tmp_path / "1", net, policy, Normalise(), ABOUT, torch.randn(4, *net.input_size))
+    export(tmp_path / "1", net, policy, Normalise(), ABOUT, torch.randn(4, *net.input_size), PATHS)
     path = tmp_path / "1" / "blocks" / "002.onnx"
     path.write_bytes(path.read_bytes() + b"\0")
     with pytest.raises(ExportError, match=r"blocks/002.onnx: sha256"):
@@ -113,14 +127,14 @@ def test_labels_and_classes_must_match(tmp_path: Path) -> None:
     net, policy = nets("cifar")
     about = dataclasses.replace(ABOUT, labels=("a", "b"))
     with pytest.raises(ExportError, match="2 labels for 3 classes"):
-        export(tmp_path / "1", net, policy, Normalise(), about, torch.randn(2, 3, 16, 16))
+        export(tmp_path / "1", net, policy, Normalise(), about, torch.randn(2, 3, 16, 16), PATHS)
     assert not (tmp_path / "1").exists()
 
 
 def test_dropped_images_do_not_depend_on_their_batch(tmp_path: Path) -> None:
     net, policy = nets("cifar")
     inputs = torch.randn(5, *net.input_size)
-    export(tmp_path / "1", net, policy, Normalise(), ABOUT, inputs)
+    export(tmp_path / "1", net, policy, Normalise(), ABOUT, inputs, PATHS)
     bundle = Bundle(tmp_path / "1")
     masks = np.random.default_rng(0).random((5, net.depth)) < 0.5
     together = bundle.logits(inputs.numpy(), masks)

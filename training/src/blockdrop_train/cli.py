@@ -37,7 +37,8 @@ from .baselines import Heuristic
 from .config import Config
 from .curriculum import nets_of, path_scores
 from .errors import CheckpointError, ConfigError, DataError, ExportError
-from .export import About, Bundle, export
+from .evaluate import learned_masks
+from .export import About, Bundle, export, frequent_paths
 from .folder import load_folder
 from .loop import Job, load_nets, share
 
@@ -232,7 +233,9 @@ def _export(job: Job, given: str | None, output: Path, note: str, command: list[
         measured=measured,
     )
     inputs = settings.normalise()(test.plain(torch.arange(min(256, len(test)))))
-    export(output, net, policy, settings.normalise(), about, inputs)
+    held = settings.load(job.data_root, "validation")
+    paths = frequent_paths(learned_masks(policy, held, settings.normalise()))
+    export(output, net, policy, settings.normalise(), about, inputs, paths)
     print(f"{output}: {description}")
 
 

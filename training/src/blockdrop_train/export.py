@@ -1,8 +1,9 @@
 """Model bundles: what the server loads.
 
 A bundle is a folder of ONNX graphs (policy, stem, blocks, shortcuts, head), ``labels.txt`` and
-``bundle.json``, which names every file with its sha256. After writing, ONNX Runtime runs it on real
-images and must agree with PyTorch.
+``bundle.json``, which names each of these files with its sha256. After writing, ONNX Runtime runs
+it on images and must agree with PyTorch. ``paths.json`` lists the masks that the policy chooses
+most often, for servers that prepare for them; no hash covers it.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ from .nets import Policy, ResNet
 
 TOLERANCE = 1e-4
 """Largest difference of logits between the bundle in ONNX Runtime and the net in PyTorch."""
+MOST_PATHS = 64
+"""Largest number of masks in ``paths.json``."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,28 @@ def _compose(
         "provenance": about.provenance,
         "measured": about.measured,
     }
+
+
+def mask_text(mask: Tensor) -> str:
+    """A mask [K] as text: block 0 first, ``1`` where it is kept."""
+    return "".join("1" if keep else "0" for keep in mask.tolist())
+
+
+def frequent_paths(masks: Tensor) -> dict[str, float]:
+    """The most frequent of the masks bool [N, K], as text, with their shares of the N images.
+
+    Most frequent first, ties in the order of the text, at most ``MOST_PATHS``.
+    """
+    distinct, counts = torch.unique(masks, dim=0, return_counts=True)
+    shares = {mask_text(m): int(n) / len(masks) for m, n in zip(distinct, counts, strict=True)}
+    ranked = sorted(shares.items(), key=lambda item: (-item[1], item[0]))
+    return dict(ranked[:MOST_PATHS])
+
+
+def _write_paths(folder: Path, paths: dict[str, float]) -> None:
+    listed = [{"mask": mask, "share": round(share, 6)} for mask, share in paths.items()]
+    content = json.dumps({"schema": 1, "paths": listed}, indent=1) + "\n"
+    (folder / "paths.json").write_text(content)
 
 
 class Bundle:
@@ -222,6 +247,7 @@ def export(
     normalise: Normalise,
     about: About,
     inputs: Tensor,
+    paths: dict[str, float],
 ) -> None:
     """Write the bundle to the folder ``target`` and check it there.
 
@@ -230,6 +256,7 @@ def export(
 
     Args:
         inputs: normalised images [N, C, H, W] for the check.
+        paths: masks and shares for ``paths.json``, as ``frequent_paths`` returns them.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as temporary:
@@ -237,6 +264,7 @@ def export(
         folder.mkdir()
         manifest = _compose(folder, net, policy, normalise, about)
         (folder / "bundle.json").write_text(json.dumps(manifest, indent=2) + "\n")
+        _write_paths(folder, paths)
         check(Bundle(folder), net, policy, inputs)
         if target.exists():
             old = Path(temporary) / "old"
