@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from blockdrop_train.config import Base, Config, Curriculum, Finetune, Masks, Net, PolicyNet
+from blockdrop_train.config import Base, Config, Curriculum, Data, Finetune, Masks, Net, PolicyNet
 
 torch.set_num_threads(1)
 
@@ -54,6 +54,7 @@ def tiny() -> Config:
     """A net of 3 narrow blocks and short phases."""
     return Config(
         name="tiny",
+        data=Data(flip="alternate"),
         net=Net(depth=8, widths=(4, 6, 8)),
         policy=PolicyNet(widths=(4, 4, 4), pool=4),
         base=Base(epochs=2, batch=30, rate=0.1, masks=Masks(start=0.5)),
@@ -68,6 +69,7 @@ def paper_method(config: Config) -> Config:
     """The same run by the paper's estimator."""
     return dataclasses.replace(
         config,
+        data=Data(),
         curriculum=dataclasses.replace(config.curriculum, method="reinforce"),
         finetune=dataclasses.replace(config.finetune, method="reinforce"),
     )

@@ -142,6 +142,7 @@ def test_errors_name_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture
         ),
         ("name = 'x'\n[base]\nepochs = '3'", r"config.base.epochs: expected int, found '3'"),
         ("name = 'x'\n[curriculum]\nmethod = 'magic'", r"'magic', expected reinforce or gates"),
+        ("name = 'x'\n[data]\nflip = 'never'", r"flip: 'never', expected random or alternate"),
         ("seed = 3", r"name"),
         ("name = ", r"Invalid value"),
     ],

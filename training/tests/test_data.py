@@ -94,6 +94,17 @@ def test_augmentation_crops_and_flips() -> None:
     assert torch.equal(out, data.augment(pixels, data.generator_for(1)))
 
 
+def test_alternating_flips_show_an_image_both_ways() -> None:
+    rows = torch.tensor([3, 0, 99, 41])
+    every = [data.alternating_flips(torch.arange(100), 100, 5, epoch) for epoch in range(3)]
+    assert torch.equal(every[0], ~every[1]) and torch.equal(every[0], every[2])
+    assert 20 < int(every[0].sum()) < 80
+    assert torch.equal(data.alternating_flips(rows, 100, 5, 1), every[1][rows])
+    pixels = torch.arange(16, dtype=torch.uint8).view(1, 1, 1, 16).expand(4, 3, 16, 16)
+    out = data.augment(pixels, data.generator_for(1), 0, every[0][rows])
+    assert [bool(image[0, 0, 0] > image[0, 0, 1]) for image in out] == every[0][rows].tolist()
+
+
 def test_workers_share_an_epoch() -> None:
     parts = [torch.cat(data.batches(100, 8, 5, 2, rank, 3)) for rank in range(3)]
     together = torch.cat(parts)
@@ -125,6 +136,10 @@ def test_image_folders(tmp_path: Path) -> None:
     for pixels in (test.plain(rows), test.augmented(rows, data.generator_for(1))):
         assert pixels.shape == (5, 3, 24, 24)
         assert pixels[:, :, 0, 0].tolist() == [[0, 50, 10 * i] for i in range(5)]
+    same = [
+        train.augmented(rows, data.generator_for(1), torch.full((5,), f)) for f in (True, False)
+    ]
+    assert torch.equal(same[0], same[1].flip(3))
     (tmp_path / "val" / "bee" / "3.png").write_bytes(b"x")
     with pytest.raises(DataError, match=r"3.png cannot be decoded"):
         data.load("folder", tmp_path, "test", 24, 32).plain(torch.arange(20))

@@ -32,6 +32,8 @@ class Data:
         classes: number of classes.
         short_side: pixels that an image's short side is resized to before cropping (``folder``).
         mean, std: of the channels, pixels in [0, 1]; the net's input is (pixel - mean) / std.
+        flip: ``random`` flips half of the training images, drawn in every epoch (the paper);
+            ``alternate`` flips each image in every other epoch, which suits short schedules.
     """
 
     name: str = "cifar10"
@@ -39,6 +41,7 @@ class Data:
     short_side: int = 32
     mean: tuple[float, ...] = CIFAR_MEAN
     std: tuple[float, ...] = CIFAR_STD
+    flip: str = "random"
 
 
 @dataclass(frozen=True)
@@ -264,12 +267,13 @@ def from_dict(values: dict[str, Any], where: str = "config") -> Config:
     config = _table(Config, values, where)
     if config.net.family not in ("cifar", "imagenet"):
         raise ConfigError(f"{where}.net.family: '{config.net.family}', expected cifar or imagenet")
-    for table, method, known in (
-        ("curriculum", config.curriculum.method, ("reinforce", "gates")),
-        ("finetune", config.finetune.method, ("reinforce", "paths")),
+    for key, value, known in (
+        ("data.flip", config.data.flip, ("random", "alternate")),
+        ("curriculum.method", config.curriculum.method, ("reinforce", "gates")),
+        ("finetune.method", config.finetune.method, ("reinforce", "paths")),
     ):
-        if method not in known:
-            raise ConfigError(f"{where}.{table}.method: '{method}', expected {' or '.join(known)}")
+        if value not in known:
+            raise ConfigError(f"{where}.{key}: '{value}', expected {' or '.join(known)}")
     return config
 
 

@@ -48,9 +48,15 @@ class Images:
         """The images ``rows``: uint8 [N, C, H, W]."""
         return self.pixels[rows]
 
-    def augmented(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """The images ``rows``, randomly cropped and flipped: uint8 [N, C, H, W]."""
-        return augment(self.pixels[rows], generator)
+    def augmented(
+        self, rows: Tensor, generator: torch.Generator, flips: Tensor | None = None
+    ) -> Tensor:
+        """The images ``rows``, randomly cropped and flipped: uint8 [N, C, H, W].
+
+        Args:
+            flips: bool [N], which to flip; ``None`` draws.
+        """
+        return augment(self.pixels[rows], generator, flips=flips)
 
 
 AnyImages = Images | FolderImages
@@ -198,17 +204,22 @@ def load(name: str, root: Path, split: str, size: int = 32, short_side: int = 32
     return images.subset(torch.from_numpy(np.sort(rows)))
 
 
-def augment(pixels: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
+def augment(
+    pixels: Tensor, generator: torch.Generator, padding: int = 4, flips: Tensor | None = None
+) -> Tensor:
     """Random crop after zero padding, random horizontal flip; whole batch at once.
 
     Args:
         pixels: uint8 [N, C, H, W].
+        flips: bool [N], which images to flip; ``None`` draws.
     """
     count, channels, height, width = pixels.shape
     padded = torch.nn.functional.pad(pixels, (padding,) * 4)
     top = torch.randint(0, 2 * padding + 1, (count, 1, 1, 1), generator=generator)
     left = torch.randint(0, 2 * padding + 1, (count, 1, 1, 1), generator=generator)
-    flip = torch.randint(0, 2, (count, 1, 1, 1), generator=generator).bool()
+    if flips is None:
+        flips = torch.randint(0, 2, (count,), generator=generator).bool()
+    flip = flips[:, None, None, None]
     rows = top + torch.arange(height)[None, None, :, None]
     columns = torch.arange(width)[None, None, None, :].expand(count, 1, 1, width)
     columns = left + torch.where(flip, width - 1 - columns, columns)
@@ -221,6 +232,16 @@ def generator_for(*key: int) -> torch.Generator:
     """A generator whose stream is fixed by ``key``, so that no random state needs saving."""
     seed = int(np.random.SeedSequence(list(key)).generate_state(1, np.uint64)[0] >> 1)
     return torch.Generator().manual_seed(seed)
+
+
+def alternating_flips(rows: Tensor, count: int, seed: int, epoch: int) -> Tensor:
+    """Which of the images ``rows`` of ``count`` are flipped in an epoch: bool [N].
+
+    A coin for each image decides its first epoch; it is the other way round in every epoch after,
+    so that two epochs show every image both ways.
+    """
+    coins = torch.randint(0, 2, (count,), generator=generator_for(seed, 1, 2)).bool()
+    return coins[rows] ^ bool(epoch % 2)
 
 
 def batches(

@@ -69,15 +69,24 @@ class FolderImages:
             [centre_crop(read_image(self.paths[int(r)], self.short_side), self.size) for r in rows]
         )
 
-    def augmented(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """The images ``rows``, randomly cropped and flipped: uint8 [N, 3, size, size]."""
+    def augmented(
+        self, rows: Tensor, generator: torch.Generator, flips: Tensor | None = None
+    ) -> Tensor:
+        """The images ``rows``, randomly cropped and flipped: uint8 [N, 3, size, size].
+
+        Args:
+            flips: bool [N], which to flip; ``None`` draws.
+        """
         crops = []
-        for row, draw in zip(rows, torch.rand(len(rows), 3, generator=generator), strict=True):
+        draws = torch.rand(len(rows), 3, generator=generator)
+        if flips is None:
+            flips = draws[:, 2] < 0.5
+        for row, draw, flip in zip(rows, draws, flips, strict=True):
             image = read_image(self.paths[int(row)], self.short_side)
             left = int(draw[0] * (image.width - self.size + 1))
             top = int(draw[1] * (image.height - self.size + 1))
             crop = _crop(image, left, top, self.size)
-            crops.append(crop.flip(2) if draw[2] < 0.5 else crop)
+            crops.append(crop.flip(2) if flip else crop)
         return torch.stack(crops)
 
 

@@ -183,7 +183,10 @@ def run(job: Job, world: World, phase: Phase, images: data.AnyImages) -> None:
             order = data.batches(len(images), own, seed, epoch, world.rank, world.size)
             for rows in order[step % per_epoch :]:
                 generator = data.generator_for(seed, phase.number, step, world.rank)
-                pixels = images.augmented(rows, generator)
+                flips = None
+                if job.config.data.flip == "alternate":
+                    flips = data.alternating_flips(rows, len(images), seed, epoch)
+                pixels = images.augmented(rows, generator, flips)
                 batch = Batch(
                     normalise(pixels).to(job.device),
                     images.targets[rows].to(job.device),
