@@ -79,6 +79,15 @@ def test_from_base_to_bundle(
     drawn = tmp_path / "pictures"
     assert main(["pictures", str(target), "--data", str(cifar), "--output", str(drawn)]) == 0
     assert all((drawn / f"{n}.png").stat().st_size > 0 for n in ("masks", "easy-and-hard"))
+    again = [*common[:-1], str(tmp_path / "again")]
+    assert main(["import", *again, "--checkpoint", str(target)]) == 0
+    assert main(["export", *again, "--output", str(tmp_path / "2")]) == 0
+    imported = Bundle(tmp_path / "2").manifest
+    assert imported["provenance"]["imported"]["provenance"] == manifest["provenance"]
+    assert imported["measured"]["test"]["policy"]["loss"] == pytest.approx(
+        manifest["measured"]["test"]["policy"]["loss"], abs=1e-3
+    )
+    assert main(["finetune", *again, "--device", "cpu"]) == 0
     other = tmp_path / "folder" / "ant"
     other.mkdir(parents=True)
     Image.new("RGB", (40, 36)).save(other / "1.png")

@@ -9,9 +9,18 @@ import torch
 from conftest import shake
 from torch import Tensor
 
+from blockdrop_train.data import Normalise
 from blockdrop_train.errors import CheckpointError
-from blockdrop_train.importing import convert, convert_policy, read
-from blockdrop_train.nets import ResNet, cifar_policy, cifar_resnet, imagenet_resnet
+from blockdrop_train.export import About, export
+from blockdrop_train.importing import convert, convert_policy, read, read_bundle, unfold
+from blockdrop_train.nets import (
+    Policy,
+    ResNet,
+    cifar_policy,
+    cifar_resnet,
+    imagenet_policy,
+    imagenet_resnet,
+)
 
 
 def foreign(net: ResNet, layout: str) -> dict[str, Tensor]:
@@ -79,6 +88,37 @@ def test_the_authors_file_holds_a_policy_too(tmp_path: Path) -> None:
     convert_policy(found, target)
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(target.eval()(images), source.eval()(images))
+
+
+@pytest.mark.parametrize("family", ["cifar", "imagenet"])
+def test_a_bundle_unfolds_into_live_batch_norms(family: str, tmp_path: Path) -> None:
+    def make() -> tuple[ResNet, Policy]:
+        if family == "imagenet":
+            return imagenet_resnet(50, 3, 32), imagenet_policy(16, 2, 32)
+        return cifar_resnet(14, 3, (4, 6, 20), 16), cifar_policy(6, (4, 4, 4), 2, 16)
+
+    net, policy = make()
+    for part in (net, policy):
+        shake(part)
+    policy.net.head.weight.data.normal_()
+    inputs = torch.randn(64, *net.input_size)
+    about = About("made up", {}, ("a", "b", "c"), 16, {}, {})
+    export(tmp_path / "1", net, policy, Normalise(), about, inputs[:2], {})
+    state, decider = read_bundle(tmp_path / "1")
+    again, deciding = make()
+    unfold(state, again, lambda: again(inputs))
+    unfold(decider, deciding.net, lambda: deciding(inputs))
+    masks = torch.rand(64, net.depth) < 0.5
+    expected = net.eval()(inputs, masks)
+    scale = float(expected.detach().abs().max())
+    torch.testing.assert_close(again(inputs, masks) / scale, expected / scale, atol=1e-4, rtol=0)
+    torch.testing.assert_close(deciding(inputs), policy.eval()(inputs), atol=1e-3, rtol=1e-3)
+    # Training starts where the bundle was: the batch's own statistics are those that it got.
+    trained = again.train()(inputs)
+    torch.testing.assert_close(trained / scale, net(inputs) / scale, atol=2e-2, rtol=0)
+    other = cifar_resnet(14, 5, (4, 6, 20), 16)
+    with pytest.raises(CheckpointError, match=r"the bundle .* head.weight|no place in the net"):
+        unfold(state, other, lambda: other(inputs))
 
 
 def test_what_does_not_fit_is_named(tmp_path: Path) -> None:

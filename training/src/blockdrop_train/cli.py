@@ -41,6 +41,7 @@ from .evaluate import learned_masks
 from .export import About, Bundle, export, frequent_paths
 from .folder import load_folder
 from .loop import Job, load_nets, share
+from .nets import Policy, ResNet
 
 CACHE = Path.home() / ".cache" / "blockdrop"
 TRAINING = Path(__file__).parents[2]
@@ -102,8 +103,10 @@ def _parser() -> argparse.ArgumentParser:
         help="finetune the base net for a baseline's paths instead: first_k:N, random_k:N, "
         "distribute_k:N",
     )
-    command = add("import", "Start a run from a base checkpoint that you have.")
-    command.add_argument("--checkpoint", type=Path, required=True, help="the PyTorch file")
+    command = add("import", "Start a run from a base checkpoint or a bundle that you have.")
+    command.add_argument(
+        "--checkpoint", type=Path, required=True, help="the PyTorch file, or the bundle's folder"
+    )
     command.add_argument(
         "--layout", choices=importing.LAYOUTS, default="auto", help="of its keys [%(default)s]"
     )
@@ -167,23 +170,56 @@ def _commit() -> str:
         return "unknown"
 
 
+def _unfold(job: Job, folder: Path, net: ResNet, policy: Policy) -> None:
+    """Load a bundle's net and policy; batch norms get the statistics of 1,000 training images.
+
+    Those of the net are of full paths and the policy's, mixed, as finetuning sees them.
+    """
+    state, decider = importing.read_bundle(folder)
+    images = job.config.load(job.data_root, "train")
+    inputs = job.config.normalise()(images.plain(torch.arange(min(1000, len(images)))))
+    importing.unfold(decider, policy.net, lambda: policy(inputs))
+    masks = policy(inputs) >= 0
+    both = torch.cat([torch.ones_like(masks), masks])
+    importing.unfold(state, net, lambda: net(torch.cat([inputs] * 2), both))
+
+
 def _import(job: Job, path: Path, layout: str) -> None:
-    """Write ``base.pt`` from a foreign file, and ``finetune.pt`` too if it holds a policy."""
-    net, policy = nets_of(job)
-    state, agent = importing.read(path)
-    importing.convert(state, net, layout)
+    """Write checkpoints from what others trained, or from a bundle.
+
+    ``base.pt`` holds the net. With a policy, a foreign file makes ``finetune.pt`` too, and a bundle
+    makes ``curriculum.pt``, from which finetuning goes on.
+    """
+    net, policy = nets_of(dataclasses.replace(job, device="cpu"))
+    phase = "base"
+    origin: dict[str, Any] = {"name": path.name}
+    if path.is_dir():
+        _unfold(job, path, net, policy)
+        phase = "curriculum"
+        origin["name"] = f"{path.resolve().parent.name}/{path.resolve().name}"
+        origin["provenance"] = Bundle(path).manifest["provenance"]
+    else:
+        state, agent = importing.read(path)
+        importing.convert(state, net, layout)
+        if agent is not None:
+            importing.convert_policy(agent, policy)
+            phase = "finetune"
     nets: dict[str, Any] = {"net": net.state_dict()}
-    target = job.checkpoint("base")
-    if agent is not None:
-        importing.convert_policy(agent, policy)
+    if phase != "base":
         nets["policy"] = policy.state_dict()
-        target = job.checkpoint("finetune")
-    for place in {job.checkpoint("base"), target}:
+    for place in {job.checkpoint("base"), job.checkpoint(phase)}:
         if place.exists():
             raise CheckpointError(f"{place} exists: give another --run")
         content = {"kind": "import", "config": share(job.config), "step": 0, "total": 0}
-        checkpoint.save(place, content | {"nets": nets, "optimisers": {}, "state": {}})
+        content |= {"nets": nets, "optimisers": {}, "state": {}, "imported": origin}
+        checkpoint.save(place, content)
         print(place)
+
+
+def _imported(job: Job) -> dict[str, Any] | None:
+    """What the run's base net was imported from, if it was."""
+    path = job.checkpoint("base")
+    return checkpoint.load(path).get("imported") if path.exists() else None
 
 
 def _export(job: Job, given: str | None, output: Path, note: str, command: list[str]) -> None:
@@ -227,6 +263,7 @@ def _export(job: Job, given: str | None, output: Path, note: str, command: list[
             else settings.data.name,
             "phase": phase,
             "steps": saved["step"],
+            "imported": _imported(job),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": shlex.join(["blockdrop-train", *command]),
         },

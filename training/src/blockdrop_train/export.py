@@ -159,12 +159,13 @@ class Bundle:
         blocks = [b for segment in self.manifest["segments"] for b in segment["blocks"]]
         self.blocks = [self._session(b) for b in blocks]
         self.shortcuts = [self._session(b["shortcut"]) if "shortcut" in b else None for b in blocks]
-        labels = self._checked(self.manifest["labels"])
+        labels = self.read(self.manifest["labels"])
         self.labels = tuple(labels.decode().splitlines())
         given = self.manifest["input"]
         self.normalise = Normalise(tuple(given["mean"]), tuple(given["std"]))
 
-    def _checked(self, entry: dict[str, Any]) -> bytes:
+    def read(self, entry: dict[str, Any]) -> bytes:
+        """The content of one of the manifest's files; its hash must be right."""
         content: bytes = (self.folder / entry["file"]).read_bytes()
         found = hashlib.sha256(content).hexdigest()
         if found != entry["sha256"]:
@@ -177,7 +178,7 @@ class Bundle:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         return onnxruntime.InferenceSession(
-            self._checked(entry), options, providers=["CPUExecutionProvider"]
+            self.read(entry), options, providers=["CPUExecutionProvider"]
         )
 
     @staticmethod

@@ -6,6 +6,8 @@
 - **The authors' ``.t7``** files (PyTorch pickles for all their name): ``resnet`` with ``conv1``,
   ``bn1``, ``blocks.S.B.conv1``, ``ds.S.0`` where a shortcut has weights, ``fc``; and ``agent``, the
   policy, with the same under ``features.`` and ``logit``. Its value head ``vnet`` is left out.
+- **Bundles** that ``export`` wrote: net and policy. Their batch norms are folded, so ``unfold``
+  makes live ones that compute the same.
 
 Their nets want their preprocessing: the authors' CIFAR-10 ResNet-32 was trained on pixels with mean
 (125.3, 123.0, 113.9) and deviation (63.0, 62.1, 66.7), their other CIFAR nets on plain [0, 1].
@@ -14,14 +16,17 @@ Their nets want their preprocessing: the authors' CIFAR-10 ResNet-32 was trained
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
+from onnx import numpy_helper
 from torch import Tensor, nn
 
 from .errors import CheckpointError
+from .export import Bundle
 from .nets import Policy, ProjectionShortcut, ResNet
 
 LAYOUTS = ("auto", "torchvision", "cifar", "t7")
@@ -138,3 +143,109 @@ def convert_policy(state: Mapping[str, Tensor], policy: Policy) -> None:
         if not _SKIPPED.match(k)
     }
     convert(renamed, policy.net, "t7")
+
+
+def _constants(content: bytes) -> dict[str, Tensor]:
+    graph = onnx.load_from_string(content).graph
+    return {
+        weight.name: torch.from_numpy(numpy_helper.to_array(weight).copy())
+        for weight in graph.initializer
+        if not weight.name.endswith(".pads")
+    }
+
+
+def _in_block(index: int, name: str) -> str:
+    """Our name of a value of block ``index``'s graph."""
+    part = "" if name.startswith("shortcut.") else "branch."
+    return f"blocks.{index}.{part}{name}"
+
+
+def read_bundle(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The values of a bundle's net and policy by our names, batch norms folded.
+
+    Raises:
+        ExportError: the folder is no bundle, or a file is not what ``bundle.json`` says.
+    """
+    bundle = Bundle(folder)
+    manifest = bundle.manifest
+    net = _constants(bundle.read(manifest["stem"])) | _constants(bundle.read(manifest["head"]))
+    entries = [entry for segment in manifest["segments"] for entry in segment["blocks"]]
+    for index, entry in enumerate(entries):
+        graph = _constants(bundle.read(entry))
+        net |= {_in_block(index, name): value for name, value in graph.items()}
+    policy = {}
+    for name, value in _constants(bundle.read(manifest["policy"])).items():
+        block = re.match(r"block(\d+)\.(.*)", name)
+        policy[_in_block(int(block[1]), block[2]) if block else name] = value
+    return net, policy
+
+
+def _pairs(net: nn.Module) -> dict[str, tuple[nn.Conv2d, nn.BatchNorm2d]]:
+    """Every convolution by name, with the batch norm behind it."""
+    modules = dict(net.named_modules())
+    pairs = {}
+    for name, conv in modules.items():
+        if isinstance(conv, nn.Conv2d):
+            home, _, last = name.rpartition(".")
+            norm = modules[f"{home}.{last.replace('conv', 'norm')}"]
+            assert isinstance(norm, nn.BatchNorm2d)
+            pairs[name] = (conv, norm)
+    return pairs
+
+
+@torch.no_grad()
+def unfold(state: Mapping[str, Tensor], net: ResNet, forward: Callable[[], object]) -> None:
+    """Load folded values into ``net``, with live batch norms that compute the same in eval mode.
+
+    A batch norm gets the statistics of its inputs in ``forward``, and the scale and shift that undo
+    them. Filters get unit norm, which the batch norm behind them undoes too: the size of a filter
+    sets its pace in training.
+
+    Args:
+        state: as ``read_bundle`` returns it.
+        forward: runs ``net`` on typical normalised inputs.
+
+    Raises:
+        CheckpointError: naming the value that is missing or of another shape.
+    """
+
+    def value(key: str, shape: torch.Size) -> Tensor:
+        found = state.get(key)
+        if found is None or found.shape != shape:
+            what = "lacks" if found is None else f"has shape {list(found.shape)} for"
+            raise CheckpointError(
+                f"the bundle {what} {key} {list(shape)}: check net and policy in the configuration"
+            )
+        return found
+
+    pairs = _pairs(net)
+    wanted = {f"{name}.{last}" for name in (*pairs, "head") for last in ("weight", "bias")}
+    if left := sorted(set(state) - wanted):
+        raise CheckpointError(f"no place in the net for the bundle's {left[0]}")
+    for last, parameter in net.head.named_parameters():
+        parameter.copy_(value(f"head.{last}", parameter.shape))
+    seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+    hooks = []
+    for name, (conv, norm) in pairs.items():
+        weight = value(f"{name}.weight", conv.weight.shape)
+        size = weight.flatten(1).norm(dim=1)
+        size[size < 1e-6] = 1.0
+        conv.weight.copy_(weight / size[:, None, None, None])
+        norm.weight.copy_(size)
+        norm.bias.copy_(value(f"{name}.bias", norm.bias.shape))
+        norm.running_mean = torch.zeros_like(norm.bias)
+        norm.running_var = torch.full_like(norm.bias, 1 - norm.eps)
+
+        def see(norm: nn.Module, given: tuple[Tensor, ...], _: Tensor) -> None:
+            seen[norm] = torch.var_mean(given[0].float(), (0, 2, 3))
+
+        hooks.append(norm.register_forward_hook(see))
+    net.eval()
+    forward()
+    for hook in hooks:
+        hook.remove()
+    for _, norm in pairs.values():
+        variance, mean = seen[norm]
+        norm.running_mean, norm.running_var = mean, variance
+        norm.bias.add_(norm.weight * mean)
+        norm.weight.mul_((variance + norm.eps).sqrt())
