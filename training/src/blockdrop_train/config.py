@@ -157,12 +157,13 @@ class Finetune:
 
     Attributes:
         method: ``reinforce`` is the paper's joint finetuning (section 3.3); ``paths`` is ours: the
-            policy is fixed, every image trains its own path and the full net.
+            policy is fixed, every image trains its own path and a share of them the full net.
         rate: the net's learning rate: Adam for ``reinforce``, SGD's peak for ``paths``.
         policy_rate: the policy's learning rate (Adam, ``reinforce``).
         gamma: penalty of a wrong class: the operating point (``reinforce``).
-        path_rows: share of a batch's images whose own path is trained (``paths``).
-        distil: weight of the full net's logits as targets of the path, beside the labels.
+        full_rows: share of a batch's images that train the full net too (``paths``).
+        distil: weight of the full net's logits as targets of these images' paths, beside the
+            labels.
         temperature: softening of both in that term.
     """
 
@@ -177,7 +178,7 @@ class Finetune:
     alpha: float = 0.8
     gamma: float = 5.0
     entropy: float = 0.0
-    path_rows: float = 1.0
+    full_rows: float = 1.0
     distil: float = 0.5
     temperature: float = 1.0
 

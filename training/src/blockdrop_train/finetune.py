@@ -39,7 +39,7 @@ def train(job: Job, world: World = World(), heuristic: Heuristic | None = None) 
     """Finetune the run's net and policy, by the configured method.
 
     Args:
-        heuristic: finetune the base net for this baseline's paths instead, by our method.
+        heuristic: finetune the base net for this baseline's paths alone instead, by our method.
     """
     if heuristic:
         _train_heuristic(job, world, heuristic)
@@ -52,12 +52,12 @@ def train(job: Job, world: World = World(), heuristic: Heuristic | None = None) 
     if config.finetune.method == "paths":
         policy.requires_grad_(False)
 
-        def decide(batch: Batch, rows: int) -> Tensor:
+        def decide(batch: Batch) -> Tensor:
             policy.eval()
             with torch.no_grad(), job.autocast():
-                return cast(Tensor, policy(batch.inputs[:rows]) >= 0)
+                return cast(Tensor, policy(batch.inputs) >= 0)
 
-        phase = _paths(job, world, net, decide)
+        phase = _paths(job, world, net, decide, config.finetune.full_rows)
         phase.nets["policy"] = policy
     else:
         phase = _reinforce(job, world, net, policy)
@@ -75,14 +75,13 @@ def _train_heuristic(job: Job, world: World, heuristic: Heuristic) -> None:
     held = config.load(job.data_root, "validation")
     fixed = heuristic.masks(net.segments, len(held))
 
-    def decide(batch: Batch, rows: int) -> Tensor:
+    def decide(batch: Batch) -> Tensor:
         seed = int(batch.position * 1e6) * world.size + world.rank
-        return heuristic.masks(net.segments, rows, seed).to(job.device)
+        return heuristic.masks(net.segments, len(batch.inputs), seed).to(job.device)
 
-    phase = _paths(job, world, net, decide)
+    phase = _paths(job, world, net, decide, full_rows=0)
     phase.name = name
     phase.evaluate = lambda: {
-        "full": score(net, held, config.normalise()).as_dict(),
         "path": score(net, held, config.normalise(), fixed).as_dict(),
     }
     loop.run(job, world, phase, images)
@@ -131,7 +130,9 @@ def _reinforce(job: Job, world: World, net: ResNet, policy: Policy) -> Phase:
     )  # fmt: skip
 
 
-def _paths(job: Job, world: World, net: ResNet, decide: Callable[[Batch, int], Tensor]) -> Phase:
+def _paths(
+    job: Job, world: World, net: ResNet, decide: Callable[[Batch], Tensor], full_rows: float
+) -> Phase:
     given = job.config.finetune
     opt = loop.sgd(net, given.momentum, given.decay)
 
@@ -139,26 +140,27 @@ def _paths(job: Job, world: World, net: ResNet, decide: Callable[[Batch, int], T
         net.train()
         loop.set_rate(opt, given.rate * loop.triangle(progress, given.warmup))
         count = len(batch.inputs)
-        own = round(count * given.path_rows)
-        masks = decide(batch, own)
-        whole = torch.ones(count, net.depth, dtype=torch.bool, device=masks.device)
+        both = round(count * full_rows)
+        masks = decide(batch)
+        whole = torch.ones(both, net.depth, dtype=torch.bool, device=masks.device)
         with job.autocast():
             # One pass for both, so that batch norm sees the mixture it will serve.
-            both = net(
-                torch.cat([batch.inputs, batch.inputs[:own]]), torch.cat([whole, masks])
+            out = net(
+                torch.cat([batch.inputs[:both], batch.inputs]), torch.cat([whole, masks])
             ).float()
-        full, path = both[:count], both[count:]
-        full_loss = F.cross_entropy(full, batch.targets)
-        label_loss = F.cross_entropy(path, batch.targets[:own])
-        teacher_loss = distillation(path, full[:own], given.temperature).mean()
-        loss = full_loss + (1 - given.distil) * label_loss + given.distil * teacher_loss
+        full, path = out[:both], out[both:]
+        full_losses = F.cross_entropy(full, batch.targets[:both], reduction="none")
+        label_losses = F.cross_entropy(path, batch.targets, reduction="none")
+        teacher_losses = distillation(path[:both], full, given.temperature)
+        taught = given.distil * (teacher_losses - label_losses[:both])
+        loss = (full_losses.sum() + label_losses.sum() + taught.sum()) / count
         opt.zero_grad(set_to_none=True)
         loss.backward()
         world.synchronise(net)
         opt.step()
         return {
-            "full": full_loss.item(),
-            "path": label_loss.item(),
+            "full": full_losses.sum().item() / max(1, both),
+            "path": label_losses.mean().item(),
             "kept": masks.float().sum(1).mean().item(),
         }
 
