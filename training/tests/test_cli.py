@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -93,6 +94,30 @@ def test_from_base_to_bundle(
     Image.new("RGB", (40, 36)).save(other / "1.png")
     assert main(["pictures", str(target), "--images", str(other.parent)]) == 1
     assert "are not the bundle's" in capsys.readouterr().err
+
+
+def test_untrained_bundle_has_the_masks_that_were_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = tmp_path / "tiny.toml"
+    settings.write_text(TINY.replace("depth = 8", "depth = 26"))
+    target = tmp_path / "1"
+    arguments = ["untrained", "--config", str(settings), "--output", str(target)]
+    assert main([*arguments, "--masks", "9", "--keep", "0.4"]) == 0
+    paths = json.loads((target / "paths.json").read_text())["paths"]
+    masks = [path["mask"] for path in paths]
+    shares = [path["share"] for path in paths]
+    assert len(set(masks)) == 9 and {len(mask) for mask in masks} == {12}
+    assert shares == sorted(shares, reverse=True)
+    assert sum(shares) == pytest.approx(1, abs=1e-4)
+    kept = sum(mask.count("1") * share for mask, share in zip(masks, shares, strict=True))
+    assert 3.5 < kept < 6.5
+    bundle = Bundle(target)
+    inputs = np.random.default_rng(0).normal(size=(2, 3, 32, 32)).astype(np.float32)
+    assert ["".join("01"[int(k)] for k in mask) for mask in bundle.masks(inputs)] == masks[:1] * 2
+    assert np.isfinite(bundle.logits(inputs, bundle.masks(inputs))).all()
+    assert main([*arguments, "--masks", "65"]) == 1
+    assert "expected 1 to 64 masks" in capsys.readouterr().err
 
 
 def test_killed_and_resumed_equals_uninterrupted(cifar: Path, tmp_path: Path) -> None:

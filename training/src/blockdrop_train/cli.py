@@ -31,6 +31,7 @@ from . import (
     importing,
     pictures,
     results,
+    untrained,
     workers,
 )
 from .baselines import Heuristic
@@ -121,6 +122,19 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=Path, required=True, help="the bundle's folder: models/NAME/VERSION"
     )
     command.add_argument("--note", default="", help="a sentence for the bundle's description")
+    command = commands.add_parser(
+        "untrained", help="Write a bundle of random weights and random masks, for benchmarks."
+    )
+    command.add_argument("--config", type=Path, required=True, help="TOML configuration")
+    command.add_argument(
+        "--output", type=Path, required=True, help="the bundle's folder: models/NAME/VERSION"
+    )
+    command.add_argument(
+        "--masks", type=int, default=10, help="distinct masks in paths.json [%(default)s]"
+    )
+    command.add_argument(
+        "--keep", type=float, default=0.5, help="share of blocks that they keep [%(default)s]"
+    )
     command = commands.add_parser("table", help="Write RESULTS.md and pictures from result files.")
     command.add_argument("--results", type=Path, default=TRAINING / "results", help="[%(default)s]")
     command.add_argument(
@@ -222,6 +236,48 @@ def _imported(job: Job) -> dict[str, Any] | None:
     return checkpoint.load(path).get("imported") if path.exists() else None
 
 
+def _architecture(settings: Config) -> dict[str, str]:
+    pooled = f"-pool{settings.policy.pool}" if settings.policy.pool > 1 else ""
+    return {
+        "backbone": f"resnet{settings.net.depth}",
+        "policy": f"resnet{10 if settings.net.family == 'imagenet' else 8}{pooled}",
+        "dataset": settings.data.name,
+    }
+
+
+def _now(command: list[str]) -> dict[str, str]:
+    """Provenance that every bundle has."""
+    return {
+        "commit": _commit(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["blockdrop-train", *command]),
+    }
+
+
+def _untrained(options: argparse.Namespace, command: list[str]) -> None:
+    settings = config.read(options.config)
+    torch.manual_seed(settings.seed)
+    net = settings.build_net()
+    policy = settings.build_policy(net.depth)
+    paths = untrained.random_paths(net.depth, options.masks, options.keep, settings.seed)
+    mean = sum(mask.count("1") * share for mask, share in paths.items())
+    description = (
+        f"{settings.net.family} ResNet-{settings.net.depth} with random weights, for benchmarks: "
+        f"{len(paths)} masks, {mean:.1f} of {net.depth} blocks on average."
+    )
+    about = About(
+        description=description,
+        architecture=_architecture(settings),
+        labels=untrained.labels(settings.data.name, settings.data.classes),
+        short_side=settings.data.short_side,
+        provenance={"config": share(settings), "seed": settings.seed, "phase": "untrained"}
+        | _now(command),
+        measured={},
+    )
+    untrained.write(options.output, net, policy, settings.normalise(), about, paths, settings.seed)
+    print(f"{options.output}: {description}")
+
+
 def _export(job: Job, given: str | None, output: Path, note: str, command: list[str]) -> None:
     settings = job.config
     phase = _phase(job, given)
@@ -243,20 +299,14 @@ def _export(job: Job, given: str | None, output: Path, note: str, command: list[
         f"{learned['blocks_mean']:.1f} of {net.depth} blocks on average, "
         f"{full['accuracy']:.2%} with all. {note}"
     ).strip()
-    pooled = f"-pool{policy.pool}" if policy.pool > 1 else ""
     about = About(
         description=description,
-        architecture={
-            "backbone": f"resnet{settings.net.depth}",
-            "policy": f"resnet{10 if settings.net.family == 'imagenet' else 8}{pooled}",
-            "dataset": settings.data.name,
-        },
+        architecture=_architecture(settings),
         labels=test.labels,
         short_side=settings.data.short_side,
         provenance={
             "config": share(settings),
             "seed": settings.seed,
-            "commit": _commit(),
             "data": f"{settings.data.name}, 45,000 training and 5,000 validation images by the "
             f"split seed {data.SPLIT_SEED}"
             if settings.data.name.startswith("cifar")
@@ -264,8 +314,7 @@ def _export(job: Job, given: str | None, output: Path, note: str, command: list[
             "phase": phase,
             "steps": saved["step"],
             "imported": _imported(job),
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": shlex.join(["blockdrop-train", *command]),
+            **_now(command),
         },
         measured=measured,
     )
@@ -297,6 +346,9 @@ def _run(options: argparse.Namespace, arguments: list[str]) -> None:
         return
     if options.command == "pictures":
         _pictures(options)
+        return
+    if options.command == "untrained":
+        _untrained(options, arguments)
         return
     settings: Config = config.read(options.config)
     job = Job(
