@@ -167,6 +167,20 @@ def test_errors_name_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "has no finetune or curriculum checkpoint" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("given", "found"), [("/xdg", "/xdg"), ("", "/me/.cache")])
+def test_the_cache_is_where_xdg_says(
+    given: str, found: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", "/me")
+    monkeypatch.setenv("XDG_CACHE_HOME", given)
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        main(["base", "--help"])
+    shown = capsys.readouterr().out
+    assert f"[{found}/blockdrop/data]" in shown
+    assert f"[{found}/blockdrop/runs/NAME]" in shown
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

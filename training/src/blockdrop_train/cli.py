@@ -44,10 +44,15 @@ from .folder import load_folder
 from .loop import Job, load_nets, share
 from .nets import Policy, ResNet
 
-CACHE = Path.home() / ".cache" / "blockdrop"
 TRAINING = Path(__file__).parents[2]
 TRAINERS = {"base": base.train, "curriculum": curriculum.train, "finetune": finetune.train}
 PHASES = ("finetune", "curriculum")
+
+
+def _cache() -> Path:
+    """The folder of data sets and runs, by the XDG base directory rules: absolute paths only."""
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (given if given.is_absolute() else Path.home() / ".cache") / "blockdrop"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -62,12 +67,12 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("--config", type=Path, required=True, help="TOML configuration")
         command.add_argument(
-            "--data", type=Path, default=CACHE / "data", help="folder of data sets [%(default)s]"
+            "--data", type=Path, default=_cache() / "data", help="folder of data sets [%(default)s]"
         )
         command.add_argument(
             "--run",
             type=Path,
-            help="folder of checkpoints and logs [~/.cache/blockdrop/runs/NAME]",
+            help=f"folder of checkpoints and logs [{_cache() / 'runs' / 'NAME'}]",
         )
         command.add_argument(
             "--device", default="auto", help="auto, cpu, cuda or cuda:N [%(default)s]"
@@ -148,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
         "--images", type=Path, help="a folder of images for each class [the data set's test images]"
     )
     command.add_argument(
-        "--data", type=Path, default=CACHE / "data", help="folder of data sets [%(default)s]"
+        "--data", type=Path, default=_cache() / "data", help="folder of data sets [%(default)s]"
     )
     command.add_argument("--output", type=Path, default=Path("pictures"), help="[%(default)s]")
     return parser
@@ -353,7 +358,7 @@ def _run(options: argparse.Namespace, arguments: list[str]) -> None:
     settings: Config = config.read(options.config)
     job = Job(
         config=settings,
-        folder=options.run or CACHE / "runs" / settings.name,
+        folder=options.run or _cache() / "runs" / settings.name,
         data_root=options.data,
         device=_device(options.device),
     )
