@@ -147,6 +147,27 @@ def test_killed_and_resumed_equals_uninterrupted(cifar: Path, tmp_path: Path) ->
         assert torch.equal(value, killed["nets"]["net"][name]), name
 
 
+def test_workers_end_with_their_parent(cifar: Path, tmp_path: Path) -> None:
+    settings = tmp_path / "tiny.toml"
+    settings.write_text(TINY.replace("epochs = 1", "epochs = 10000", 1))
+    run = tmp_path / "run"
+    environment = os.environ | {"PYTHONPATH": str(Path(blockdrop_train.__file__).parents[1])}
+    command = [
+        # A shell starts what runs in the background with interrupts ignored.
+        *("/bin/sh", "-c", 'trap "" INT; exec "$@"', "sh"),
+        *(sys.executable, "-m", "blockdrop_train.cli", "base", "--workers", "2"),
+        *("--config", str(settings), "--data", str(cifar), "--run", str(run)),
+    ]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 60
+        while not (run / "base.pt").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.kill()
+        # Every worker holds the pipe's other end until it is gone.
+        process.communicate(timeout=30)
+    assert (run / "base.pt").exists()
+
+
 def test_keep_rates_are_by_class() -> None:
     masks = torch.tensor([[1, 0], [1, 1], [0, 0]]).bool()
     rates = keep_rates(masks, torch.tensor([0, 0, 1]), 2)

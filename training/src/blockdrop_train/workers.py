@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import parent_process
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 
 import torch
 import torch.distributed as dist
@@ -52,7 +56,16 @@ class World:
         self.average(tensors)
 
 
+def _leave_with(parent: BaseProcess) -> None:
+    """End this process as soon as its parent is gone, however it went."""
+    wait([parent.sentinel])
+    os._exit(1)
+
+
 def _enter(rank: int, size: int, port: int, threads: int, work: Callable[[World], None]) -> None:
+    parent = parent_process()
+    assert parent is not None, "workers are spawned"
+    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(threads)
     os.environ["MASTER_ADDR"] = "127.0.0.1"
     os.environ["MASTER_PORT"] = str(port)
