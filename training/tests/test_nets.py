@@ -50,6 +50,17 @@ def test_masked_batch_equals_image_by_image(number: int) -> None:
     torch.testing.assert_close(batch, alone, rtol=0, atol=1e-5 * max(1.0, scale))
 
 
+@pytest.mark.parametrize("blocks", [0, 2, 6])
+def test_a_prefix_shared_by_two_masks_changes_nothing(blocks: int) -> None:
+    net = cifar_resnet(14, 4, (4, 6, 8)).eval()
+    shake(net)
+    images = torch.randn(5, 3, 32, 32)
+    masks = torch.rand(10, 6) < 0.5
+    masks[:, :blocks] = True
+    x = torch.cat([net.prefix(images, blocks)] * 2)
+    torch.testing.assert_close(net.finish(x, masks, blocks), net(torch.cat([images] * 2), masks))
+
+
 def test_full_mask_is_the_plain_net() -> None:
     net = small_nets()[0].eval()
     images = torch.randn(3, *net.input_size)

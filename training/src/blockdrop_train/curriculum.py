@@ -162,7 +162,10 @@ def _train_reinforce(job: Job, world: World) -> None:
         sampled = forced(uniform < chance, learned)
         greedy = forced(out >= 0, learned)
         with torch.no_grad(), job.autocast():
-            both = net(torch.cat([batch.inputs] * 2), torch.cat([sampled, greedy]))
+            # Both masks keep the first blocks, so these run once.
+            forced_blocks = net.depth - learned
+            x = net.prefix(batch.inputs, forced_blocks)
+            both = net.finish(torch.cat([x] * 2), torch.cat([sampled, greedy]), forced_blocks)
         right = both.argmax(1) == torch.cat([batch.targets] * 2)
         rewards = reward(torch.cat([sampled, greedy]), right, given.gamma)
         gained, expected = rewards.chunk(2)

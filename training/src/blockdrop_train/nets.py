@@ -223,18 +223,30 @@ class ResNet(nn.Module):
             raise ValueError(
                 f"mask has shape {list(mask.shape)}, expected [{len(images)}, {self.depth}]"
             )
+        return self.finish(self.stem(images), mask)
+
+    def prefix(self, images: Tensor, blocks: int) -> Tensor:
+        """The activations [N, C, H, W] after the stem and the first blocks, every one kept."""
         x = self.stem(images)
-        for index in range(self.depth):
+        for index in range(blocks):
+            x = self.block(index)(x)
+        return cast(Tensor, x)
+
+    def finish(self, x: Tensor, mask: Tensor | None = None, start: int = 0) -> Tensor:
+        """Class logits [N, classes] from the activations in front of block ``start``.
+
+        Args:
+            x: [N, C, H, W].
+            mask: bool [N, K], of which the columns from ``start`` on count; ``None`` keeps all.
+        """
+        for index in range(start, self.depth):
             block = self.block(index)
             x = block(x) if mask is None else block.masked(x, mask[:, index])
         return cast(Tensor, self.head(x.mean((2, 3))))
 
     def features(self, images: Tensor) -> Tensor:
         """The pooled activations [N, features] that the head sees, every block kept."""
-        x = self.stem(images)
-        for index in range(self.depth):
-            x = self.block(index)(x)
-        return cast(Tensor, x.mean((2, 3)))
+        return self.prefix(images, self.depth).mean((2, 3))
 
     def gated(self, images: Tensor, gates: Tensor) -> Tensor:
         """Class logits [N, classes] with differentiable gates [N, K]."""
