@@ -12,7 +12,14 @@ from torch import Tensor
 from blockdrop_train.data import Normalise
 from blockdrop_train.errors import CheckpointError
 from blockdrop_train.export import About, export
-from blockdrop_train.importing import convert, convert_policy, read, read_bundle, unfold
+from blockdrop_train.importing import (
+    convert,
+    convert_policy,
+    convert_resnet18,
+    read,
+    read_bundle,
+    unfold,
+)
 from blockdrop_train.nets import (
     Policy,
     ResNet,
@@ -88,6 +95,32 @@ def test_the_authors_file_holds_a_policy_too(tmp_path: Path) -> None:
     convert_policy(found, target)
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(target.eval()(images), source.eval()(images))
+
+
+def resnet18() -> dict[str, Tensor]:
+    """torchvision's keys and shapes, random values."""
+    policy = imagenet_policy(1000, 2, 64)
+    shake(policy)
+    state = foreign(policy.net, "torchvision")
+    second = {
+        k.replace(".0.", ".1."): v[:, :1].expand(-1, len(v), -1, -1) if v.ndim == 4 else v
+        for k, v in state.items()
+        if k.startswith("layer") and "downsample" not in k
+    }
+    return state | second
+
+
+def test_an_imagenet_policy_starts_from_resnet18(tmp_path: Path) -> None:
+    state = resnet18()
+    assert len([k for k in state if k.endswith("conv1.weight")]) == 9
+    policy = imagenet_policy(16, 2, 64)
+    convert_resnet18(state, policy)
+    assert torch.equal(policy.net.block(3).branch.conv2.weight, state["layer4.0.conv2.weight"])
+    assert (policy(torch.randn(2, 3, 64, 64)) == 0).all()
+    with pytest.raises(CheckpointError, match="for ImageNet nets only"):
+        convert_resnet18(state, cifar_policy(6))
+    with pytest.raises(CheckpointError, match=r"layer1.0.conv1.weight has shape"):
+        convert_resnet18(foreign(imagenet_resnet(50, 4, 32), "torchvision"), policy)
 
 
 @pytest.mark.parametrize("family", ["cifar", "imagenet"])

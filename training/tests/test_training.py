@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import paper_method, write_cifar
+from conftest import paper_method, shake, write_cifar
 
 from blockdrop_train import base, checkpoint, curriculum, finetune, loop, workers
 from blockdrop_train.config import Base, Config, Curriculum, Masks
@@ -89,6 +89,24 @@ def test_a_useless_block_gets_dropped(tmp_path: Path) -> None:
     figures = checkpoint.load(run.checkpoint("curriculum"))["validation"]
     assert figures["keep_rates"][1] < 0.1, figures
     assert figures["policy"]["accuracy"] >= figures["full"]["accuracy"] - 0.05, figures
+
+
+def test_curriculum_starts_from_the_policy_that_was_given(
+    tiny: Config, cifar: Path, tmp_path: Path
+) -> None:
+    given = job(tiny, tmp_path, cifar, stop_after=1)
+    base.train(given)
+    path = given.checkpoint("base")
+    policy = tiny.build_policy(3)
+    shake(policy)
+    saved = checkpoint.load(path)
+    saved["nets"]["initial_policy"] = policy.state_dict()
+    checkpoint.save(path, saved)
+    curriculum.train(dataclasses.replace(given, config=paper_method(tiny)))
+    found = checkpoint.load(given.checkpoint("curriculum"))["nets"]["policy"]
+    for key, value in policy.net.blocks.state_dict().items():
+        if key.endswith("weight"):
+            torch.testing.assert_close(found[f"net.blocks.{key}"], value, atol=2e-3, rtol=0)
 
 
 def test_curriculum_without_base_says_what_to_do(tiny: Config, cifar: Path, tmp_path: Path) -> None:

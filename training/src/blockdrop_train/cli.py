@@ -116,6 +116,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--layout", choices=importing.LAYOUTS, default="auto", help="of its keys [%(default)s]"
     )
+    command.add_argument(
+        "--policy", type=Path, help="torchvision's ResNet-18, for an ImageNet policy to start from"
+    )
     command = add("evaluate", "Print the figures of all nets of a run as JSON.")
     command.add_argument(
         "--split", choices=("validation", "test"), default="validation", help="[%(default)s]"
@@ -203,11 +206,14 @@ def _unfold(job: Job, folder: Path, net: ResNet, policy: Policy) -> None:
     importing.unfold(state, net, lambda: net(torch.cat([inputs] * 2), both))
 
 
-def _import(job: Job, path: Path, layout: str) -> None:
+def _import(job: Job, path: Path, layout: str, initial: Path | None) -> None:
     """Write checkpoints from what others trained, or from a bundle.
 
     ``base.pt`` holds the net. With a policy, a foreign file makes ``finetune.pt`` too, and a bundle
     makes ``curriculum.pt``, from which finetuning goes on.
+
+    Args:
+        initial: a ResNet-18 for the curriculum's policy to start from.
     """
     net, policy = nets_of(dataclasses.replace(job, device="cpu"))
     phase = "base"
@@ -224,6 +230,11 @@ def _import(job: Job, path: Path, layout: str) -> None:
             importing.convert_policy(agent, policy)
             phase = "finetune"
     nets: dict[str, Any] = {"net": net.state_dict()}
+    if initial is not None:
+        if phase != "base":
+            raise CheckpointError(f"{path} holds a policy: --policy starts another from {initial}")
+        importing.convert_resnet18(importing.read(initial)[0], policy)
+        nets["initial_policy"] = policy.state_dict()
     if phase != "base":
         nets["policy"] = policy.state_dict()
     for place in {job.checkpoint("base"), job.checkpoint(phase)}:
@@ -374,7 +385,7 @@ def _run(options: argparse.Namespace, arguments: list[str]) -> None:
             work = functools.partial(work, heuristic=Heuristic.parse(options.path))
         workers.launch(options.workers, options.threads, work)
     elif options.command == "import":
-        _import(job, options.checkpoint, options.layout)
+        _import(job, options.checkpoint, options.layout, options.policy)
     elif options.command == "evaluate":
         figures = results.evaluate(job, options.split)
         print(json.dumps(figures, indent=1))

@@ -123,14 +123,16 @@ def _calibrate(job: Job, net: ResNet, policy: Policy, held: AnyImages) -> None:
     print(json.dumps({"shift": shift} | saved["validation"]))
 
 
-def _start(job: Job, nets: dict[str, nn.Module]) -> None:
+def _start(job: Job, net: ResNet, policy: Policy) -> None:
     if job.checkpoint("curriculum").exists():
         return
     if not job.checkpoint("base").exists():
         raise CheckpointError(
             f"no {job.checkpoint('base')}: train a base net first (blockdrop-train base)"
         )
-    loop.load_nets(job.checkpoint("base"), nets)
+    saved = loop.load_nets(job.checkpoint("base"), {"net": net})
+    if "initial_policy" in saved["nets"]:
+        loop.load_nets(job.checkpoint("base"), {"initial_policy": policy})
 
 
 def train(job: Job, world: World = World()) -> None:  # noqa: B008
@@ -145,7 +147,7 @@ def _train_reinforce(job: Job, world: World) -> None:
     config = job.config
     given = config.curriculum
     net, policy = nets_of(job)
-    _start(job, {"net": net})
+    _start(job, net, policy)
     net.requires_grad_(False)
     opt = torch.optim.Adam(policy.parameters(), lr=given.rate)
     images = config.load(job.data_root, "train")
@@ -192,7 +194,7 @@ def _train_gates(job: Job, world: World) -> None:
     config = job.config
     given = config.curriculum
     net, policy = nets_of(job)
-    _start(job, {"net": net})
+    _start(job, net, policy)
     auxiliary = nn.Linear(policy.net.head.in_features, config.data.classes).to(job.device)
     nn.init.constant_(policy.net.head.bias, given.keep_bias)
     images = config.load(job.data_root, "train")

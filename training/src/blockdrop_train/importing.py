@@ -6,6 +6,7 @@
 - **The authors' ``.t7``** files (PyTorch pickles for all their name): ``resnet`` with ``conv1``,
   ``bn1``, ``blocks.S.B.conv1``, ``ds.S.0`` where a shortcut has weights, ``fc``; and ``agent``, the
   policy, with the same under ``features.`` and ``logit``. Its value head ``vnet`` is left out.
+- **torchvision's ResNet-18**, for an ImageNet policy to start from.
 - **Bundles** that ``export`` wrote: net and policy. Their batch norms are folded, so ``unfold``
   makes live ones that compute the same.
 
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 
 from .errors import CheckpointError
 from .export import Bundle
-from .nets import Policy, ProjectionShortcut, ResNet
+from .nets import ImageNetStem, Policy, ProjectionShortcut, ResNet
 
 LAYOUTS = ("auto", "torchvision", "cifar", "t7")
 _SKIPPED = re.compile(r"vnet\.|features\.fc\.|.*num_batches_tracked$")
@@ -143,6 +144,20 @@ def convert_policy(state: Mapping[str, Tensor], policy: Policy) -> None:
         if not _SKIPPED.match(k)
     }
     convert(renamed, policy.net, "t7")
+
+
+def convert_resnet18(state: Mapping[str, Tensor], policy: Policy) -> None:
+    """Load torchvision's ResNet-18 into an ImageNet policy (section 4.1).
+
+    The blocks of the policy's ResNet-10 are the first of each segment; its last layer stays.
+    """
+    if layout_of(state) != "torchvision" or not isinstance(policy.net.stem, ImageNetStem):
+        raise CheckpointError(
+            "a policy starts from torchvision's ResNet-18, for ImageNet nets only"
+        )
+    kept = {k: v for k, v in state.items() if not re.match(r"layer\d\.[1-9]|fc\.", k)}
+    head = policy.net.head
+    convert(kept | {"fc.weight": head.weight, "fc.bias": head.bias}, policy.net, "torchvision")
 
 
 def _constants(content: bytes) -> dict[str, Tensor]:
