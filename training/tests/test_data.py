@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 from pathlib import Path
 
@@ -103,6 +104,24 @@ def test_alternating_flips_show_an_image_both_ways() -> None:
     pixels = torch.arange(16, dtype=torch.uint8).view(1, 1, 1, 16).expand(4, 3, 16, 16)
     out = data.augment(pixels, data.generator_for(1), 0, every[0][rows])
     assert [bool(image[0, 0, 0] > image[0, 0, 1]) for image in out] == every[0][rows].tolist()
+
+
+def test_loading_ahead_keeps_the_order_and_stops() -> None:
+    begun: list[int] = []
+
+    def task(number: int) -> int:
+        begun.append(number)
+        if number == 7:
+            raise DataError("seven")
+        return number
+
+    for ahead in (0, 2):
+        begun.clear()
+        found = data.load_ahead((functools.partial(task, n) for n in range(20)), ahead)
+        assert [next(found) for _ in range(7)] == list(range(7))
+        with pytest.raises(DataError, match="seven"):
+            next(found)
+        assert begun == list(range(len(begun))) and len(begun) <= 8 + ahead
 
 
 def test_workers_share_an_epoch() -> None:

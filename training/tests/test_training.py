@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 from conftest import paper_method, shake, write_cifar
+from PIL import Image
 
 from blockdrop_train import base, checkpoint, curriculum, finetune, loop, workers
-from blockdrop_train.config import Base, Config, Curriculum, Masks
+from blockdrop_train.config import Base, Config, Curriculum, Data, Masks
 from blockdrop_train.errors import CheckpointError
 from blockdrop_train.loop import Job
 from blockdrop_train.reinforce import bounded, forced, policy_loss, reward
@@ -54,6 +55,25 @@ def test_stopped_and_resumed_equals_uninterrupted(
     last = json.loads(lines[-1])
     assert last["epoch"] == 2
     assert 0 <= last["policy"]["blocks_mean"] <= 3
+
+
+def test_image_folders_resume_exactly_too(tiny: Config, tmp_path: Path) -> None:
+    for label, colour in (("ant", 40), ("bee", 200)):
+        home = tmp_path / "images" / "train" / label
+        home.mkdir(parents=True)
+        for i in range(20):
+            Image.new("RGB", (36 + i, 40), (colour, 5 * i, 0)).save(home / f"{i}.png")
+    config = dataclasses.replace(
+        tiny,
+        data=Data(name="folder", classes=2, short_side=34),
+        base=dataclasses.replace(tiny.base, batch=6),
+    )
+    for run, stops in (("whole", (None,)), ("parts", (4, 9, None))):
+        for stop in stops:
+            base.train(job(config, tmp_path / run, tmp_path / "images", stop_after=stop))
+    whole, parts = (checkpoint.load(tmp_path / name / "base.pt") for name in ("whole", "parts"))
+    assert whole["step"] == 12
+    assert same(whole["nets"], parts["nets"])
 
 
 def test_two_workers_take_one_step_together(tiny: Config, cifar: Path, tmp_path: Path) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +27,9 @@ SPLIT_SEED = 20180618
 """Seed of the validation split. It is part of the data set's definition: never vary it."""
 
 
+T = TypeVar("T")
+
+
 @dataclass(frozen=True)
 class Images:
     """A set of images.
@@ -31,11 +38,13 @@ class Images:
         pixels: uint8 [N, C, H, W], RGB.
         targets: int64 [N], class numbers.
         labels: the name of each class.
+        ahead: batches to load before they are asked for.
     """
 
     pixels: Tensor
     targets: Tensor
     labels: tuple[str, ...]
+    ahead: ClassVar[int] = 0
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -259,8 +268,30 @@ def batches(
     return list(order[: full * step].view(full, world, size)[:, rank])
 
 
+def load_ahead(tasks: Iterable[Callable[[], T]], ahead: int) -> Iterator[T]:
+    """The tasks' results in order, while the next ``ahead`` tasks run, one after the other."""
+    if ahead == 0:
+        yield from (task() for task in tasks)
+        return
+    with ThreadPoolExecutor(1) as thread:
+        waiting: deque[Future[T]] = deque()
+        try:
+            for task in tasks:
+                waiting.append(thread.submit(task))
+                if len(waiting) > ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            thread.shutdown(cancel_futures=True)
+
+
 def in_order(images: AnyImages, size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Pixels and targets in order, ``size`` at a time, the incomplete last batch included."""
-    for start in range(0, len(images), size):
+
+    def load(start: int) -> tuple[Tensor, Tensor]:
         rows = torch.arange(start, min(start + size, len(images)))
-        yield images.plain(rows), images.targets[rows]
+        return images.plain(rows), images.targets[rows]
+
+    starts = range(0, len(images), size)
+    yield from load_ahead((functools.partial(load, start) for start in starts), images.ahead)

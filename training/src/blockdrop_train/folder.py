@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -12,6 +16,8 @@ from torch import Tensor
 
 from .errors import DataError
 
+LOADERS = min(16, os.cpu_count() or 1)
+"""Threads that decode a batch's images; decoding and resizing leave Python's lock."""
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif"}
 
 
@@ -37,9 +43,14 @@ def centre_crop(image: Image.Image, size: int) -> Tensor:
     return _crop(image, (image.width - size) // 2, (image.height - size) // 2, size)
 
 
+def _stacked(load: Callable[[int], Tensor], count: int) -> Tensor:
+    with ThreadPoolExecutor(LOADERS) as pool:
+        return torch.stack(list(pool.map(load, range(count))))
+
+
 @dataclass(frozen=True)
 class FolderImages:
-    """Images decoded when they are needed.
+    """Images decoded when they are needed, many at a time.
 
     Attributes:
         paths: the files.
@@ -47,6 +58,7 @@ class FolderImages:
         labels: the name of each class: its folder's.
         size: height and width in pixels that the net takes.
         short_side: pixels that the short side is resized to before cropping.
+        ahead: batches to load before they are asked for.
     """
 
     paths: tuple[Path, ...]
@@ -54,6 +66,7 @@ class FolderImages:
     labels: tuple[str, ...]
     size: int
     short_side: int
+    ahead: ClassVar[int] = 2
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -65,9 +78,11 @@ class FolderImages:
 
     def plain(self, rows: Tensor) -> Tensor:
         """The images ``rows``, centre-cropped: uint8 [N, 3, size, size]."""
-        return torch.stack(
-            [centre_crop(read_image(self.paths[int(r)], self.short_side), self.size) for r in rows]
-        )
+
+        def load(at: int) -> Tensor:
+            return centre_crop(read_image(self.paths[int(rows[at])], self.short_side), self.size)
+
+        return _stacked(load, len(rows))
 
     def augmented(
         self, rows: Tensor, generator: torch.Generator, flips: Tensor | None = None
@@ -77,17 +92,17 @@ class FolderImages:
         Args:
             flips: bool [N], which to flip; ``None`` draws.
         """
-        crops = []
         draws = torch.rand(len(rows), 3, generator=generator)
-        if flips is None:
-            flips = draws[:, 2] < 0.5
-        for row, draw, flip in zip(rows, draws, flips, strict=True):
-            image = read_image(self.paths[int(row)], self.short_side)
-            left = int(draw[0] * (image.width - self.size + 1))
-            top = int(draw[1] * (image.height - self.size + 1))
+        flipped = draws[:, 2] < 0.5 if flips is None else flips
+
+        def load(at: int) -> Tensor:
+            image = read_image(self.paths[int(rows[at])], self.short_side)
+            left = int(draws[at, 0] * (image.width - self.size + 1))
+            top = int(draws[at, 1] * (image.height - self.size + 1))
             crop = _crop(image, left, top, self.size)
-            crops.append(crop.flip(2) if flip else crop)
-        return torch.stack(crops)
+            return crop.flip(2) if flipped[at] else crop
+
+        return _stacked(load, len(rows))
 
 
 def load_folder(root: Path, size: int, short_side: int) -> FolderImages:

@@ -7,6 +7,7 @@ holds everything else, so a resumed run takes exactly the steps of an uninterrup
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -176,21 +177,27 @@ def run(job: Job, world: World, phase: Phase, images: data.AnyImages) -> None:
             }
             checkpoint.save(path, content)
 
+    def load(epoch: int, step: int, rows: Tensor) -> tuple[Tensor, Tensor, torch.Generator]:
+        """A step's inputs and targets, and its generator as augmentation left it."""
+        generator = data.generator_for(seed, phase.number, step, world.rank)
+        flips = None
+        if job.config.data.flip == "alternate":
+            flips = data.alternating_flips(rows, len(images), seed, epoch)
+        pixels = images.augmented(rows, generator, flips)
+        return normalise(pixels), images.targets[rows], generator
+
     first = world.rank == 0
     with Progress(job.folder / phase.name, phase.name, total, step, phase.batch, first) as log:
         while step < total:
             epoch = step // per_epoch
             order = data.batches(len(images), own, seed, epoch, world.rank, world.size)
-            for rows in order[step % per_epoch :]:
-                generator = data.generator_for(seed, phase.number, step, world.rank)
-                flips = None
-                if job.config.data.flip == "alternate":
-                    flips = data.alternating_flips(rows, len(images), seed, epoch)
-                pixels = images.augmented(rows, generator, flips)
+            tasks = [
+                functools.partial(load, epoch, at, rows)
+                for at, rows in enumerate(order[step % per_epoch :], step)
+            ]
+            for inputs, targets, generator in data.load_ahead(tasks, images.ahead):
                 batch = Batch(
-                    normalise(pixels).to(job.device),
-                    images.targets[rows].to(job.device),
-                    (step + 0.5) / per_epoch,
+                    inputs.to(job.device), targets.to(job.device), (step + 0.5) / per_epoch
                 )
                 shown = phase.step((step + 0.5) / total, batch, generator)
                 step += 1
