@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::bundle::{Bundle, BundleError};
-use crate::engine::{Backend, Engine, EngineError, Provider, Runtime};
+use crate::bundle::{Bundle, BundleError, Frequent};
+use crate::engine::{Backend, Engine, EngineError, Paths, Provider, Runtime};
 use crate::policy::Costs;
 use crate::scheduler;
 use crate::telemetry::{Metrics, ModelMetrics};
@@ -63,12 +63,16 @@ pub enum Unknown {
 }
 
 /// How models are made ready.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct LoadOptions {
     pub provider: Provider,
-    /// Sets of sessions for each model: one for each worker.
-    pub replicas: usize,
-    /// Set to give up: looked at before each set of sessions is made.
+    /// Threads that run models.
+    pub workers: usize,
+    /// Where the compiled paths of all models live.
+    pub paths: Arc<Paths>,
+    /// Directory of the masks seen in earlier runs, `<name>/<version>.json`.
+    pub profiles: Option<PathBuf>,
+    /// Set to give up: looked at before each model is made.
     pub give_up: Arc<AtomicBool>,
 }
 
@@ -88,7 +92,7 @@ impl Registry {
     pub fn load(
         dir: &Path,
         default: Option<&str>,
-        runtime: &Runtime,
+        runtime: &'static Runtime,
         options: &LoadOptions,
         metrics: &Metrics,
     ) -> Result<Self, Vec<RegistryError>> {
@@ -121,18 +125,20 @@ impl Registry {
             let metrics = metrics.model(&name, blocks);
             for (version, bundle) in versions {
                 let started = std::time::Instant::now();
-                let path = bundle.dir.clone();
-                let engine = Engine::without_replicas(bundle, options.provider);
-                let made = (0..options.replicas).try_for_each(|_| {
-                    if options.give_up.load(Ordering::Relaxed) {
-                        return Err(RegistryError::GivenUp);
-                    }
-                    engine.add_replica(runtime).map_err(|reason| RegistryError::Engine { dir: path.clone(), reason })
-                });
-                if let Err(error) = made {
-                    errors.push(error);
-                    continue;
+                if options.give_up.load(Ordering::Relaxed) {
+                    return Err(vec![RegistryError::GivenUp]);
                 }
+                let dir = bundle.dir.clone();
+                let (paths, counts) = (Arc::clone(&options.paths), metrics.paths.clone());
+                let engine = match Engine::new(bundle, runtime, options.provider, options.workers, paths, counts) {
+                    Ok(engine) => engine,
+                    Err(reason) => {
+                        errors.push(RegistryError::Engine { dir, reason });
+                        continue;
+                    }
+                };
+                let profile = options.profiles.as_deref().and_then(|dir| read_profile(dir, &name, version, &engine));
+                engine.warm(profile.as_ref().unwrap_or(&engine.bundle().frequent));
                 tracing::info!(
                     model = name,
                     version,
@@ -172,6 +178,19 @@ impl Registry {
         self.models.get(name)
     }
 
+    /// Writes the masks that each model's images had to `<dir>/<name>/<version>.json`. A model that saw none keeps the
+    /// file that it has.
+    pub fn save_profiles(&self, dir: &Path) {
+        for model in self.models.values().flat_map(BTreeMap::values) {
+            let (frequent, file) = (model.engine.frequent(), profile_file(dir, &model.name, model.version));
+            if !frequent.0.is_empty()
+                && let Err(error) = frequent.write(&file)
+            {
+                tracing::warn!(%error, "the masks seen cannot be saved");
+            }
+        }
+    }
+
     /// The newest version of each model, by name.
     pub fn newest(&self) -> impl Iterator<Item = &Arc<Model>> {
         self.models.values().filter_map(|versions| versions.last_key_value()).map(|(_, model)| model)
@@ -181,6 +200,21 @@ impl Registry {
     pub fn is_default(&self, name: &str) -> bool {
         self.default.as_deref() == Some(name)
     }
+}
+
+fn profile_file(dir: &Path, name: &str, version: u64) -> PathBuf {
+    dir.join(name).join(format!("{version}.json"))
+}
+
+/// The masks that an earlier run saw; a file that does not fit is passed over.
+fn read_profile(dir: &Path, name: &str, version: u64, engine: &Engine) -> Option<Frequent> {
+    let file = profile_file(dir, name, version);
+    if !file.exists() {
+        return None;
+    }
+    Frequent::read(&file, engine.costs().blocks.len())
+        .inspect_err(|error| tracing::warn!(%error, "passed over: no file of the masks seen"))
+        .ok()
 }
 
 /// A version: a number as it prints, so that no two names are the same version.

@@ -3,9 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use blockdrop::bundle::Bundle;
-use blockdrop::engine::{Answer, Backend, Engine, EngineError, Image, Provider};
+use blockdrop::bundle::{Bundle, Frequent};
+use blockdrop::engine::{Answer, Backend, Engine, EngineError, Image, PathMetrics, Paths, Provider};
 use blockdrop::policy::{Choice, Mask, Path, Selection};
 use blockdrop_testkit::{Net, noise, runtime};
 use ort::session::Session;
@@ -17,8 +18,15 @@ use rand_chacha::ChaCha8Rng;
 /// How far logits may lie apart on the CPU.
 const TOLERANCE: f32 = 1e-4;
 
+fn try_engine(bundle: Bundle, provider: Provider, path_bytes: u64) -> Result<(Engine, PathMetrics), EngineError> {
+    let metrics = PathMetrics::default();
+    let paths = Arc::new(Paths::start(path_bytes).expect("a thread"));
+    Ok((Engine::new(Arc::new(bundle), runtime(), provider, 2, paths, metrics.clone())?, metrics))
+}
+
+/// An engine with room for every path.
 fn engine(bundle: Bundle) -> Engine {
-    Engine::new(Arc::new(bundle), runtime(), Provider::Cpu, 1).expect("the engine takes a made-up bundle")
+    try_engine(bundle, Provider::Cpu, 1 << 30).expect("the engine takes a made-up bundle").0
 }
 
 /// Runs an ONNX graph of one input and one output in a plain session, image by image.
@@ -44,12 +52,7 @@ fn answers(engine: &Engine, images: &[Vec<f32>], selections: &[Selection]) -> Ve
         .enumerate()
         .map(|(index, (pixels, selection))| Image { pixels, selection, index: index as u64 })
         .collect();
-    let mut found: Vec<Option<Answer>> = vec![None; images.len()];
-    engine.answer(&requests, &mut |at: usize, answer: Result<Answer, EngineError>| {
-        let before = found[at].replace(answer.expect("an answer"));
-        assert!(before.is_none(), "image {at} was answered twice");
-    });
-    found.into_iter().map(|answer| answer.expect("every image is answered")).collect()
+    engine.classify(&requests).into_iter().map(|answer| answer.expect("an answer")).collect()
 }
 
 fn select(engine: &Engine, choice: Choice) -> Selection {
@@ -81,14 +84,17 @@ proptest! {
         for ((image, mask), answer) in images.iter().zip(&masks).zip(&together) {
             let expected = reference(&net.reference(mask), side, image);
             assert_close(&answer.logits, &expected, &format!("{net:?} with {mask} in a batch"));
-            let alone = engine.lease().run_blocks(mask, &[image]).unwrap();
-            assert_close(&alone[0], &expected, &format!("{net:?} with {mask} alone"));
+            let alone = engine.run_blocks(mask, &[image]).unwrap();
+            assert_close(&alone[0], &expected, &format!("{net:?} with {mask} block by block"));
+            let fused = engine.run_fused(mask, &[image]).unwrap().expect("room for every path");
+            assert_close(&fused[0], &expected, &format!("{net:?} with {mask} as one graph"));
             prop_assert_eq!(&answer.mask, *mask);
             prop_assert!(!answer.policy_ran);
         }
-        let full = engine.lease().run_full(&[&images[0]]).unwrap();
-        let expected = reference(&net.reference(&Mask::full(net.blocks())), side, &images[0]);
-        assert_close(&full[0], &expected, &format!("{net:?}, the full net as one graph"));
+        // Once more, now that the paths are compiled.
+        for ((image, mask), answer) in images.iter().zip(&masks).zip(answers(&engine, &images, &selections)) {
+            assert_close(&answer.logits, &reference(&net.reference(mask), side, image), &format!("{net:?} with {mask}"));
+        }
     }
 
     /// What the policy decides for an image does not depend on the images beside it.
@@ -144,36 +150,136 @@ fn an_image_that_overflows_fails_alone() {
         let selection = select(&engine, Choice { path, ..Choice::default() });
         let requests: Vec<Image<'_>> =
             images.iter().map(|pixels| Image { pixels, selection: &selection, index: 0 }).collect();
-        let mut found: Vec<Option<bool>> = vec![None; 3];
-        engine.answer(&requests, &mut |at: usize, answer: Result<Answer, EngineError>| {
-            let before = found[at].replace(answer.is_ok());
-            assert!(before.is_none(), "image {at} was answered twice");
-        });
-        assert_eq!(found, [Some(true), Some(false), Some(true)], "{selection:?}");
+        let found: Vec<bool> = engine.classify(&requests).iter().map(Result::is_ok).collect();
+        assert_eq!(found, [true, false, true], "{selection:?}");
     }
 }
 
 #[test]
 fn a_provider_that_cannot_run_is_an_error_and_not_a_run_on_the_cpu() {
     let dir = tempfile::tempdir().unwrap();
-    let bundle = Arc::new(Net::tiny(1).bundle(dir.path()));
     // Device 65535 exists nowhere; on a machine without CUDA the provider itself is missing.
-    let error = Engine::new(bundle, runtime(), Provider::Cuda(u16::MAX), 1).err().expect("no such provider");
+    let made = try_engine(Net::tiny(1).bundle(dir.path()), Provider::Cuda(u16::MAX), 0);
+    let error = made.err().expect("no such provider");
     assert!(error.to_string().contains("cuda:65535"), "{error}");
 }
 
+/// The mask of `net` that keeps the first `keep` blocks.
+fn first(net: &Net, keep: usize) -> Mask {
+    Mask::from_fn(net.blocks(), |block| block < keep)
+}
+
 #[test]
-fn leases_are_exclusive_and_come_back() {
+fn a_mask_that_comes_again_is_compiled_aside() {
+    let net = Net::tiny(3);
     let dir = tempfile::tempdir().unwrap();
-    let engine = engine(Net::tiny(1).bundle(dir.path()));
-    let image = &noise(1, 1, 3 * 16 * 16)[0];
+    let (engine, metrics) = try_engine(net.bundle(dir.path()), Provider::Cpu, 1 << 30).unwrap();
+    let image = &noise(3, 1, 3 * 16 * 16)[0];
+    let expected = reference(&net.reference(&first(&net, 2)), 16, image);
+    let run = || {
+        let logits = engine.run(&first(&net, 2), &[image]).swap_remove(0).unwrap();
+        assert_close(&logits, &expected, "whatever runs it");
+    };
+    run();
+    engine.settle(Duration::from_secs(60));
+    assert_eq!((metrics.hits.get(), metrics.misses.get()), (0, 1));
+    assert_eq!(metrics.bytes.get(), 0, "a mask that came once is not worth it");
+    run();
+    engine.settle(Duration::from_secs(60));
+    assert!(metrics.bytes.get() > 0);
+    run();
+    assert_eq!((metrics.hits.get(), metrics.misses.get()), (1, 2));
+    assert_eq!((metrics.evictions.get(), metrics.failures.get()), (0, 0));
+    drop(engine);
+    assert_eq!(metrics.bytes.get(), 0, "a model takes its paths with it");
+}
+
+#[test]
+fn paths_stay_within_their_bytes_and_the_full_net_stays() {
+    let net = Net::tiny(3);
+    let dir = tempfile::tempdir().unwrap();
+    let image = &noise(3, 1, 3 * 16 * 16)[0];
+    let full = Mask::full(net.blocks());
+    let (bytes_of_full, one) = {
+        let (engine, metrics) = try_engine(net.bundle(dir.path()), Provider::Cpu, 1 << 30).unwrap();
+        engine.run_fused(&full, &[image]).unwrap().expect("room");
+        let full = metrics.bytes.get();
+        engine.run_fused(&first(&net, 1), &[image]).unwrap().expect("room");
+        (full, metrics.bytes.get() - full)
+    };
+    let limit = bytes_of_full + 2 * one;
+    let (engine, metrics) = try_engine(net.bundle(dir.path()), Provider::Cpu, limit as u64).unwrap();
+    engine.warm(&Frequent::default());
+    engine.settle(Duration::from_secs(60));
+    assert_eq!(metrics.bytes.get(), bytes_of_full, "the full net is warm from the start");
+    for round in 1..=4 {
+        // Each comes more often than those before it, so that it is worth their place.
+        for keep in 0..net.blocks() {
+            for _ in 0..round * (keep + 2) {
+                engine.run(&first(&net, keep), &[image]).swap_remove(0).unwrap();
+            }
+            engine.settle(Duration::from_secs(60));
+            assert!(metrics.bytes.get() <= limit, "{} of {limit}", metrics.bytes.get());
+        }
+    }
+    assert!(metrics.evictions.get() > 0);
+    let hits = metrics.hits.get();
+    engine.run(&full, &[image]).swap_remove(0).unwrap();
+    assert_eq!(metrics.hits.get(), hits + 1, "the full net was not evicted");
+    for keep in 0..net.blocks() {
+        let logits = engine.run(&first(&net, keep), &[image]).swap_remove(0).unwrap();
+        assert_close(&logits, &reference(&net.reference(&first(&net, keep)), 16, image), "after evictions");
+    }
+}
+
+#[test]
+fn without_memory_for_paths_everything_runs_block_by_block() {
+    let net = Net::tiny(3);
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, metrics) = try_engine(net.bundle(dir.path()), Provider::Cpu, 0).unwrap();
+    let image = &noise(3, 1, 3 * 16 * 16)[0];
+    engine.warm(&Frequent::default());
+    for _ in 0..5 {
+        let logits = engine.run(&first(&net, 2), &[image]).swap_remove(0).unwrap();
+        assert_close(&logits, &reference(&net.reference(&first(&net, 2)), 16, image), "block by block");
+        engine.settle(Duration::from_secs(60));
+    }
+    assert_eq!((metrics.hits.get(), metrics.misses.get(), metrics.bytes.get()), (0, 5, 0));
+    assert_eq!(metrics.failures.get(), 0, "no room is no failure");
+    assert_eq!(engine.run_fused(&first(&net, 2), &[image]).unwrap(), None);
+}
+
+#[test]
+fn one_cache_serves_several_models_and_threads() {
+    let nets = [Net::tiny(3), Net::tiny(4)];
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let paths = Arc::new(Paths::start(1 << 30).unwrap());
+    let metrics = [PathMetrics::default(), PathMetrics::default()];
+    let engines: Vec<Engine> = (0..2)
+        .map(|at| {
+            let bundle = Arc::new(nets[at].bundle(dirs[at].path()));
+            Engine::new(bundle, runtime(), Provider::Cpu, 2, Arc::clone(&paths), metrics[at].clone()).unwrap()
+        })
+        .collect();
+    let images = noise(7, 4, 3 * 16 * 16);
     std::thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(|| {
-                for _ in 0..5 {
-                    engine.lease().run_full(&[image]).unwrap();
+        for thread in 0..4 {
+            let (engines, nets, images) = (&engines, &nets, &images);
+            scope.spawn(move || {
+                for round in 0..40 {
+                    let (at, keep) = ((thread + round) % 2, round % 3);
+                    let mask = first(&nets[at], keep);
+                    let image = &images[(thread + round) % 4];
+                    let logits = engines[at].run(&mask, &[image]).swap_remove(0).unwrap();
+                    assert_close(&logits, &reference(&nets[at].reference(&mask), 16, image), "among threads");
                 }
             });
         }
     });
+    engines[0].settle(Duration::from_secs(60));
+    assert_eq!(metrics[0].hits.get() + metrics[0].misses.get(), 80);
+    assert_eq!(paths.bytes() as i64, metrics[0].bytes.get() + metrics[1].bytes.get());
+    assert!(metrics.iter().all(|metrics| metrics.hits.get() > 0 && metrics.bytes.get() > 0));
+    drop(engines);
+    assert_eq!(paths.bytes(), 0);
 }

@@ -3,6 +3,8 @@
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
+use super::frequent::FrequentError;
+
 /// A bundle that cannot be served. The message names the file and the mismatch, and holds its reason.
 #[derive(Debug, thiserror::Error)]
 pub enum BundleError {
@@ -14,6 +16,8 @@ pub enum BundleError {
     Onnx { file: PathBuf, reason: prost::DecodeError },
     #[error("{}: {what}: found {found}, expected {expected}", file.display())]
     Mismatch { file: PathBuf, what: String, found: String, expected: String },
+    #[error(transparent)]
+    Frequent(#[from] FrequentError),
 }
 
 impl BundleError {

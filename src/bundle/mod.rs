@@ -1,10 +1,12 @@
 //! What a model is: the manifest, its ONNX graphs, their shapes and FLOPs, and how block graphs join into a path.
 //!
 //! A bundle is a directory (`models/<name>/<version>/`): `bundle.json`, `labels.txt`, `policy.onnx`, `stem.onnx`, a
-//! graph for each residual block, a graph for each shortcut that has work to do, and `head.onnx`. The graphs are taken
-//! as they are, so any residual architecture can be served: what this module knows of a block is its shape and FLOPs.
+//! graph for each residual block, a graph for each shortcut that has work to do, `head.onnx`, and where it is known which
+//! masks recur, `paths.json`. The graphs are taken as they are, so any residual architecture can be served: what this
+//! module knows of a block is its shape and FLOPs.
 
 mod error;
+mod frequent;
 mod graph;
 mod join;
 mod manifest;
@@ -16,6 +18,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 pub use error::BundleError;
+pub use frequent::{Frequent, FrequentError, MOST_FREQUENT};
 pub use graph::Graph;
 pub use join::{JoinError, join};
 pub use manifest::{
@@ -41,6 +44,8 @@ pub struct Bundle {
     pub blocks: Vec<Block>,
     /// `x` -> class `logits [N,C]`
     pub head: Graph,
+    /// The masks that the policy chose most often on the validation images (`paths.json`); none where there is no file.
+    pub frequent: Frequent,
 }
 
 /// A residual block.
@@ -92,7 +97,10 @@ impl Bundle {
                 blocks.push(Block { segment, kept, shortcut });
             }
         }
-        let bundle = Self { dir: dir.to_path_buf(), manifest, labels, policy, stem, blocks, head };
+        let frequent_file = dir.join("paths.json");
+        let frequent =
+            if frequent_file.exists() { Frequent::read(&frequent_file, blocks.len())? } else { Frequent::default() };
+        let bundle = Self { dir: dir.to_path_buf(), manifest, labels, policy, stem, blocks, head, frequent };
         bundle.check(&manifest_file)?;
         Ok(bundle)
     }

@@ -115,8 +115,6 @@ fn classify_file(
     index: u64,
 ) -> anyhow::Result<Answer> {
     let pixels = preprocess(&decode(&std::fs::read(file)?, MAX_PIXELS)?, input);
-    let mut found = None;
-    let image = Image { pixels: &pixels, selection, index };
-    engine.lease().answer(engine.costs(), &[image], &mut |_, answer: Result<Answer, _>| found = Some(answer));
-    Ok(found.expect("every image is answered")?)
+    let mut answers = engine.classify(&[Image { pixels: &pixels, selection, index }]);
+    Ok(answers.swap_remove(0)?)
 }

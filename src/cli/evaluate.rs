@@ -230,12 +230,10 @@ fn measure_chunk(
             .map(|(pixels, index)| Image { pixels, selection, index: index as u64 })
             .collect();
         let mut tally = Tally::default();
-        let mut outcome = Ok(());
-        engine.lease().answer(engine.costs(), &images, &mut |at, answer: Result<Answer, _>| match answer {
-            Ok(answer) => tally.add(engine, answer, classes[at]),
-            Err(error) => outcome = Err(error),
-        });
-        outcome.with_context(|| format!("images {} to {}", chunk.start, chunk.end - 1))?;
+        for (answer, &class) in engine.classify(&images).into_iter().zip(&classes) {
+            let answer = answer.with_context(|| format!("images {} to {}", chunk.start, chunk.end - 1))?;
+            tally.add(engine, answer, class);
+        }
         Ok(tally)
     };
     Ok((run(chosen)?, run(full)?))

@@ -4,6 +4,7 @@ mod checked;
 mod classify;
 mod evaluate;
 mod inspect;
+mod memory;
 mod options;
 mod serve;
 mod table;

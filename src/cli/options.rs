@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use blockdrop::bundle::Bundle;
-use blockdrop::engine::{Engine, Provider, Runtime};
+use blockdrop::engine::{Engine, PathMetrics, Paths, Provider, Runtime};
 use blockdrop::policy::{Choice, PATHS};
 use blockdrop::registry;
 use clap::Args;
 
 use super::Failure;
 use super::checked::{Checked, Problems};
+use super::memory;
 
 /// What the graphs run on.
 #[derive(Debug, Args)]
@@ -53,10 +54,12 @@ impl RunOn {
 }
 
 impl Running {
-    /// An engine for `bundle` with a replica for each worker.
+    /// An engine for `bundle` and the workers' threads.
     pub(crate) fn engine(&self, bundle: Bundle) -> Result<Engine, Failure> {
         let runtime = Runtime::load(self.onnxruntime.as_deref())?;
-        Ok(Engine::new(Arc::new(bundle), runtime, self.provider, self.workers)?)
+        let paths = Arc::new(Paths::start(memory::quarter())?);
+        let metrics = PathMetrics::default();
+        Ok(Engine::new(Arc::new(bundle), runtime, self.provider, self.workers, paths, metrics)?)
     }
 }
 

@@ -10,6 +10,7 @@ use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::checked::{Checked, Problems};
+use super::memory;
 use super::options::RunOn;
 use super::{Failure, Usage};
 
@@ -41,6 +42,19 @@ pub(crate) struct Options {
     /// Images that may wait; beyond it requests are refused with 503 at once.
     #[arg(long, env = "BLOCKDROP_MAX_QUEUE", default_value = "256")]
     max_queue: Checked<usize>,
+
+    /// Memory for compiled paths of all models, in bytes; paths beyond it run block by block [default: a quarter of what
+    /// is free].
+    #[arg(long, env = "BLOCKDROP_PATH_CACHE_BYTES")]
+    path_cache_bytes: Option<Checked<u64>>,
+
+    /// Time at the start in which frequent paths are compiled before the server is ready; the rest follow after it.
+    #[arg(long, env = "BLOCKDROP_WARM_UP", default_value = "500ms")]
+    warm_up: Checked<humantime::Duration>,
+
+    /// Directory that keeps, from run to run, which masks are frequent [default: only what the bundles say].
+    #[arg(long, env = "BLOCKDROP_PROFILE_DIR")]
+    profile_dir: Option<PathBuf>,
 
     /// Images in one request, at most.
     #[arg(long, env = "BLOCKDROP_MAX_IMAGES", default_value = "64")]
@@ -117,6 +131,10 @@ impl Options {
             problems.take("--max-batch", "1 to 512 images", self.max_batch, |images| (1..=512).contains(images));
         let max_queue = problems
             .take("--max-queue", "1 to 1000000 images", self.max_queue, |images| (1..=1_000_000).contains(images));
+        let path_cache = match self.path_cache_bytes {
+            None => Some(memory::quarter()),
+            Some(bytes) => problems.take("--path-cache-bytes", "a number of bytes from 0", bytes, |_| true),
+        };
         let max_images =
             problems.take("--max-images", &format!("1 to {MOST_IMAGES} images"), self.max_images, |images| {
                 (1..=MOST_IMAGES).contains(images)
@@ -131,6 +149,8 @@ impl Options {
         let fits =
             |time: &humantime::Duration| (Duration::from_millis(1)..=Duration::from_secs(86_400)).contains(&**time);
         let time = problems.take("--request-timeout", TIME, self.request_timeout, fits);
+        let at_most_a_day = |time: &humantime::Duration| **time <= Duration::from_secs(86_400);
+        let warm_up = problems.take("--warm-up", "a time from 0s to 1day such as 500ms", self.warm_up, at_most_a_day);
         let drain = problems.take("--drain-timeout", TIME, self.drain_timeout, fits);
 
         let settings = || {
@@ -145,6 +165,9 @@ impl Options {
                 workers: running.workers,
                 max_batch: max_batch?,
                 max_queue: max_queue?,
+                path_cache: path_cache?,
+                warm_up: *warm_up?,
+                profiles: self.profile_dir,
                 limits: Limits { body: body?, bodies: bodies?, pixels: pixels?, images: max_images?, time: *time? },
                 drain: *drain?,
             })

@@ -1,27 +1,33 @@
 //! How a mask runs: ONNX Runtime, its providers, and a model's sessions.
 //!
-//! An [`Engine`] holds a model's sessions once for each worker ([`Replica`]), since a session serves one thread at a
-//! time. A replica looks at images once with the policy, groups them by mask and runs each group as a batch.
+//! An [`Engine`] looks at images once with the policy network and runs images of one mask as a batch: by the mask's path
+//! compiled as one graph where there is one ([`Paths`]), and block by block where there is none yet. All its methods may
+//! be called by several threads at once.
 
+mod cache;
 mod error;
 mod executor;
+mod paths;
 mod provider;
 mod runtime;
+mod seen;
+mod session;
 mod version;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use ort::session::Session;
-
 pub use error::EngineError;
+pub use paths::{PathMetrics, Paths};
 pub use provider::Provider;
 pub use runtime::{Runtime, RuntimeError};
 
-use crate::bundle::Bundle;
+use crate::bundle::{Bundle, Frequent};
 use crate::policy::{Costs, Mask, Selection};
-use executor::{Batch, BlockByBlock, Executor, Fused, Sessions, step, values};
+use executor::{BlockByBlock, Executor};
+use paths::Source;
+use session::{Bound, Sessions};
 
 /// An image to classify: its normalised tensor and how its mask is chosen.
 #[derive(Debug, Clone, Copy)]
@@ -48,78 +54,79 @@ pub struct Answer {
     pub backbone: Duration,
 }
 
-/// Who asked about a batch of images, by their positions in it. A closure that takes the answers is one.
-pub trait Replies {
-    /// Whether the image is still worth running; asked before each step that would spend compute on it. An image that
-    /// is not wanted gets no answer.
-    fn wanted(&mut self, _at: usize) -> bool {
-        true
-    }
+/// One result for each image of a batch, in their order.
+pub type Each<T> = Vec<Result<T, EngineError>>;
 
-    /// A group of `images` is about to run a path together.
-    fn running(&mut self, _images: usize) {}
-
-    /// The image's answer; called once.
-    fn answered(&mut self, at: usize, answer: Result<Answer, EngineError>);
-}
-
-impl<F: FnMut(usize, Result<Answer, EngineError>)> Replies for F {
-    fn answered(&mut self, at: usize, answer: Result<Answer, EngineError>) {
-        self(at, answer);
-    }
-}
-
-/// Something that answers images: an [`Engine`], or a made-up one in the scheduler's tests.
+/// Something that runs images: an [`Engine`], or a made-up one in the scheduler's tests.
 pub trait Backend: Send + Sync {
-    /// Answers every image of `images` that is wanted, each exactly once, as soon as its group has run.
-    fn answer(&self, images: &[Image<'_>], replies: &mut dyn Replies);
+    /// The policy's logits, `[K]`, for each image.
+    fn look(&self, images: &[&[f32]]) -> Each<Vec<f32>>;
+
+    /// Class logits, `[C]`, of each image through the blocks that `mask` keeps.
+    fn run(&self, mask: &Mask, images: &[&[f32]]) -> Each<Vec<f32>>;
 }
 
 /// A model ready to run: its bundle and its sessions.
 pub struct Engine {
     bundle: Arc<Bundle>,
     costs: Costs,
-    provider: Provider,
-    idle: Mutex<Vec<Replica>>,
-    returned: Condvar,
+    /// Sessions of the policy network that no thread uses at the moment.
+    policies: Mutex<Vec<Bound>>,
+    blocks: BlockByBlock,
+    source: Arc<Source>,
+    paths: Arc<Paths>,
+    sessions: Sessions,
 }
 
 impl Engine {
-    /// Makes `replicas` sets of sessions for `bundle` on `provider` and runs an image of zeros through each.
+    /// Makes the sessions of `bundle` on `provider`, for up to `threads` threads at once, and runs an image of zeros
+    /// through them. Its compiled paths live in `paths`.
     ///
     /// # Errors
     /// The provider cannot be registered, ONNX Runtime refuses a graph, or the first image fails.
     pub fn new(
         bundle: Arc<Bundle>,
-        runtime: &Runtime,
+        runtime: &'static Runtime,
         provider: Provider,
-        replicas: usize,
+        threads: usize,
+        paths: Arc<Paths>,
+        metrics: PathMetrics,
     ) -> Result<Self, EngineError> {
-        let engine = Self::without_replicas(bundle, provider);
-        (0..replicas.max(1)).try_for_each(|_| engine.add_replica(runtime))?;
+        let sessions = Sessions { runtime, provider };
+        let engine = Self {
+            costs: bundle.costs(),
+            policies: Mutex::default(),
+            blocks: BlockByBlock::new(&bundle, sessions)?,
+            source: Arc::new(Source::new(Arc::clone(&bundle), sessions, threads, metrics)),
+            paths,
+            sessions,
+            bundle,
+        };
+        let policies = (0..threads).map(|_| engine.make_policy()).collect::<Result<_, _>>()?;
+        *engine.policies.lock().unwrap_or_else(PoisonError::into_inner) = policies;
+        engine.first_run()?;
         Ok(engine)
     }
 
-    /// An engine that cannot answer yet: it needs a replica.
-    pub fn without_replicas(bundle: Arc<Bundle>, provider: Provider) -> Self {
-        let costs = bundle.costs();
-        Self { bundle, costs, provider, idle: Mutex::default(), returned: Condvar::new() }
+    fn make_policy(&self) -> Result<Bound, EngineError> {
+        let graph = &self.bundle.policy;
+        let mut policy = Bound::new(self.sessions.of(graph)?, &graph.input, &graph.output);
+        // The first run is slower than those after it.
+        policy.run(&[&self.zeros()])?;
+        Ok(policy)
     }
 
-    /// Makes another set of sessions and runs an image of zeros through it.
-    ///
-    /// # Errors
-    /// The provider cannot be registered, ONNX Runtime refuses a graph, or the first image fails.
-    pub fn add_replica(&self, runtime: &Runtime) -> Result<(), EngineError> {
-        let mut replica = Replica::new(&self.bundle, &Sessions { runtime, provider: self.provider })?;
-        replica.warm_up()?;
-        self.give_back(replica);
+    /// Every graph has run once before the first image of a client.
+    fn first_run(&self) -> Result<(), EngineError> {
+        let (zeros, width) = (self.zeros(), self.bundle.blocks.len());
+        for mask in [Mask::full(width), Mask::from_fn(width, |_| false)] {
+            (&self.blocks).run(&mask, &[&zeros])?;
+        }
         Ok(())
     }
 
-    fn give_back(&self, replica: Replica) {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(replica);
-        self.returned.notify_one();
+    fn zeros(&self) -> Vec<f32> {
+        vec![0.0; self.bundle.stem.input.iter().product::<u64>() as usize]
     }
 
     pub fn bundle(&self) -> &Bundle {
@@ -132,125 +139,42 @@ impl Engine {
 
     /// The provider that the sessions run on.
     pub fn provider(&self) -> Provider {
-        self.provider
+        self.sessions.provider
     }
 
-    /// A replica for this thread alone, until the lease is dropped; waits while all are taken.
-    pub fn lease(&self) -> Lease<'_> {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            if let Some(replica) = idle.pop() {
-                return Lease { engine: self, replica: Some(replica) };
-            }
-            idle = self.returned.wait(idle).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-}
-
-impl Backend for Engine {
-    fn answer(&self, images: &[Image<'_>], replies: &mut dyn Replies) {
-        self.lease().answer(&self.costs, images, replies);
-    }
-}
-
-/// A replica on loan; goes back to its engine when dropped.
-pub struct Lease<'e> {
-    engine: &'e Engine,
-    replica: Option<Replica>,
-}
-
-impl std::ops::Deref for Lease<'_> {
-    type Target = Replica;
-
-    fn deref(&self) -> &Replica {
-        self.replica.as_ref().expect("held until dropped")
-    }
-}
-
-impl std::ops::DerefMut for Lease<'_> {
-    fn deref_mut(&mut self) -> &mut Replica {
-        self.replica.as_mut().expect("held until dropped")
-    }
-}
-
-impl Drop for Lease<'_> {
-    fn drop(&mut self) {
-        if let Some(replica) = self.replica.take() {
-            self.engine.give_back(replica);
-        }
-    }
-}
-
-/// One set of a model's sessions: serves one thread at a time.
-pub struct Replica {
-    policy: Session,
-    full: Fused,
-    blocks: BlockByBlock,
-    /// `[3, H, W]`
-    image: Vec<u64>,
-    /// Number of blocks, K.
-    width: usize,
-    /// Number of classes, C.
-    classes: usize,
-    /// The batch being run, so that each one does not allocate anew.
-    pixels: Vec<f32>,
-}
-
-impl Replica {
-    fn new(bundle: &Bundle, sessions: &Sessions<'_>) -> Result<Self, EngineError> {
-        let width = bundle.blocks.len();
-        Ok(Self {
-            policy: sessions.of(&bundle.policy)?,
-            full: Fused::new(bundle, Mask::full(width), sessions)?,
-            blocks: BlockByBlock::new(bundle, sessions)?,
-            image: bundle.stem.input.clone(),
-            width,
-            classes: bundle.manifest.classes,
-            pixels: Vec::new(),
-        })
+    /// Has the paths of `masks` compiled before anybody asks, the full net's first.
+    pub fn warm(&self, masks: &Frequent) {
+        let full = Mask::full(self.bundle.blocks.len());
+        self.paths.warm(&self.source, std::iter::once(full).chain(masks.0.iter().map(|(mask, _)| mask.clone())));
     }
 
-    /// Runs every session once, so that the first image of a client does not pay for it.
-    fn warm_up(&mut self) -> Result<(), EngineError> {
-        let zeros = vec![0.0; self.elements()];
-        self.policy_logits(&[&zeros])?;
-        for mask in [Mask::full(self.width), Mask::from_fn(self.width, |_| false)] {
-            self.run_blocks(&mask, &[&zeros])?;
-        }
-        self.run_full(&[&zeros])?;
-        Ok(())
+    /// Waits until every path that was worth compiling is compiled, of all models, for at most `most`.
+    pub fn settle(&self, most: Duration) {
+        self.paths.settle(most);
     }
 
-    fn elements(&self) -> usize {
-        self.image.iter().product::<u64>() as usize
+    /// The masks that images had since the engine was made, the most frequent first.
+    pub fn frequent(&self) -> Frequent {
+        self.paths.frequent(&self.source)
     }
 
-    /// The policy's logits for each image, `[K]`.
+    /// The policy's logits, `[K]`, for each image.
     ///
     /// # Errors
     /// ONNX Runtime fails.
     ///
     /// # Panics
     /// An image is not of the model's input size.
-    pub fn policy_logits(&mut self, images: &[&[f32]]) -> Result<Vec<Vec<f32>>, EngineError> {
-        self.load(images);
-        let batch = Batch { pixels: &self.pixels, images: images.len(), shape: &self.image };
-        let logits = values(&step(&mut self.policy, batch.tensor()?)?)?;
-        Ok(logits.chunks_exact(self.width).map(<[f32]>::to_vec).collect())
-    }
-
-    /// Class logits, `[C]`, of each image through the full net as one graph.
-    ///
-    /// # Errors
-    /// ONNX Runtime fails.
-    ///
-    /// # Panics
-    /// An image is not of the model's input size.
-    pub fn run_full(&mut self, images: &[&[f32]]) -> Result<Vec<Vec<f32>>, EngineError> {
-        self.load(images);
-        let batch = Batch { pixels: &self.pixels, images: images.len(), shape: &self.image };
-        let logits = self.full.run(&Mask::full(self.width), batch)?;
-        Ok(logits.chunks_exact(self.classes).map(<[f32]>::to_vec).collect())
+    pub fn policy_logits(&self, images: &[&[f32]]) -> Result<Vec<Vec<f32>>, EngineError> {
+        let idle = || self.policies.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = idle().pop();
+        let mut policy = match taken {
+            Some(policy) => policy,
+            None => self.make_policy()?, // more threads than expected, or one that was lost to a panic
+        };
+        let logits = policy.run(images);
+        idle().push(policy);
+        logits
     }
 
     /// Class logits, `[C]`, of each image through the blocks of `mask`, one graph after another.
@@ -260,89 +184,86 @@ impl Replica {
     ///
     /// # Panics
     /// An image is not of the model's input size, or the mask not as long as there are blocks.
-    pub fn run_blocks(&mut self, mask: &Mask, images: &[&[f32]]) -> Result<Vec<Vec<f32>>, EngineError> {
-        self.load(images);
-        let batch = Batch { pixels: &self.pixels, images: images.len(), shape: &self.image };
-        let logits = self.blocks.run(mask, batch)?;
-        Ok(logits.chunks_exact(self.classes).map(<[f32]>::to_vec).collect())
+    pub fn run_blocks(&self, mask: &Mask, images: &[&[f32]]) -> Result<Vec<Vec<f32>>, EngineError> {
+        (&self.blocks).run(mask, images)
     }
 
-    fn load(&mut self, images: &[&[f32]]) {
-        let elements = self.elements();
-        self.pixels.clear();
-        for image in images {
-            assert_eq!(image.len(), elements, "an image has the model's input size");
-            self.pixels.extend_from_slice(image);
+    /// Class logits, `[C]`, of each image through the blocks of `mask` as one graph, which is compiled first if need be.
+    /// `None` where the cache of paths has no room for it.
+    ///
+    /// # Errors
+    /// The path cannot be compiled, or ONNX Runtime fails.
+    ///
+    /// # Panics
+    /// An image is not of the model's input size, or the mask not as long as there are blocks.
+    pub fn run_fused(&self, mask: &Mask, images: &[&[f32]]) -> Result<Option<Vec<Vec<f32>>>, EngineError> {
+        if let Some(logits) = self.paths.run(&self.source, mask, images) {
+            return logits.map(Some);
         }
+        self.paths.compile_now(&self.source, mask)?;
+        self.paths.run(&self.source, mask, images).transpose()
     }
 
-    /// Answers `images`: the policy once for those that need it, then each group of equal masks as one batch. Each image
-    /// that is wanted is answered exactly once, as soon as its group has run.
-    pub fn answer(&mut self, costs: &Costs, images: &[Image<'_>], replies: &mut dyn Replies) {
-        let mut undecided: Vec<usize> = (0..images.len()).filter(|&at| images[at].selection.needs_policy()).collect();
-        undecided.retain(|&at| replies.wanted(at));
+    /// Answers `images`: the policy once for those that need it, then each group of equal masks as one batch.
+    pub fn classify(&self, images: &[Image<'_>]) -> Each<Answer> {
+        let mut answers: Vec<Option<Result<Answer, EngineError>>> = vec![None; images.len()];
+        let undecided: Vec<usize> = (0..images.len()).filter(|&at| images[at].selection.needs_policy()).collect();
         let started = Instant::now();
-        let mut learned = HashMap::new();
-        if !undecided.is_empty() {
-            let pixels: Vec<&[f32]> = undecided.iter().map(|&at| images[at].pixels).collect();
-            let span = tracing::debug_span!("policy", images = pixels.len());
-            match span.in_scope(|| self.policy_logits(&pixels)) {
-                Ok(logits) => {
-                    for (&at, logits) in undecided.iter().zip(logits) {
-                        match finite(logits) {
-                            Ok(logits) => drop(learned.insert(at, images[at].selection.learned(costs, &logits))),
-                            Err(error) => replies.answered(at, Err(error)),
-                        }
-                    }
-                }
-                Err(error) => undecided.iter().for_each(|&at| replies.answered(at, Err(error.clone()))),
-            }
-        }
+        let looked = self.look(&undecided.iter().map(|&at| images[at].pixels).collect::<Vec<_>>());
         let policy = started.elapsed();
 
-        // Groups in the order of their first image.
-        let mut groups: Vec<(Mask, Vec<usize>)> = Vec::new();
-        let mut group_of: HashMap<Mask, usize> = HashMap::new();
+        let mut groups: HashMap<Mask, Vec<usize>> = HashMap::new();
         for (at, image) in images.iter().enumerate() {
-            let mask = image.selection.given(costs, image.index).or_else(|| learned.remove(&at));
-            let Some(mask) = mask else { continue }; // not wanted any more, or told that its policy failed
-            let group = *group_of.entry(mask.clone()).or_insert_with(|| {
-                groups.push((mask, Vec::new()));
-                groups.len() - 1
-            });
-            groups[group].1.push(at);
-        }
-        for (mask, mut members) in groups {
-            members.retain(|&at| replies.wanted(at));
-            if members.is_empty() {
-                continue;
+            if let Some(mask) = image.selection.given(&self.costs, image.index) {
+                groups.entry(mask).or_default().push(at);
             }
-            replies.running(members.len());
-            let pixels: Vec<&[f32]> = members.iter().map(|&at| images[at].pixels).collect();
-            let span = tracing::debug_span!("backbone", images = pixels.len(), blocks = mask.kept());
+        }
+        for (at, logits) in undecided.into_iter().zip(looked) {
+            match logits {
+                Ok(logits) => groups.entry(images[at].selection.learned(&self.costs, &logits)).or_default().push(at),
+                Err(error) => answers[at] = Some(Err(error)),
+            }
+        }
+        for (mask, members) in groups {
             let started = Instant::now();
-            // `path=full` runs the full net as one graph, and so does any other choice that keeps every block: it is
-            // the same function, computed faster.
-            let result =
-                span.in_scope(|| if mask.is_full() { self.run_full(&pixels) } else { self.run_blocks(&mask, &pixels) });
+            let logits = self.run(&mask, &members.iter().map(|&at| images[at].pixels).collect::<Vec<_>>());
             let backbone = started.elapsed();
-            match result {
-                Ok(logits) => {
-                    for (&at, logits) in members.iter().zip(logits) {
-                        let policy_ran = images[at].selection.needs_policy();
-                        let policy = if policy_ran { policy } else { Duration::ZERO };
-                        let mask = mask.clone();
-                        let answer = finite(logits).map(|logits| Answer { logits, mask, policy_ran, policy, backbone });
-                        replies.answered(at, answer);
-                    }
-                }
-                Err(error) => members.iter().for_each(|&at| replies.answered(at, Err(error.clone()))),
+            for (at, logits) in members.into_iter().zip(logits) {
+                let policy_ran = images[at].selection.needs_policy();
+                let policy = if policy_ran { policy } else { Duration::ZERO };
+                let mask = mask.clone();
+                answers[at] = Some(logits.map(|logits| Answer { logits, mask, policy_ran, policy, backbone }));
             }
         }
+        answers.into_iter().map(|answer| answer.expect("an image has a mask or an error")).collect()
     }
 }
 
-/// One image's values, every one finite: what overflows for one image says nothing of the others of its batch.
-fn finite(values: Vec<f32>) -> Result<Vec<f32>, EngineError> {
-    if values.iter().all(|value| value.is_finite()) { Ok(values) } else { Err(EngineError::NotFinite) }
+impl Backend for Engine {
+    fn look(&self, images: &[&[f32]]) -> Each<Vec<f32>> {
+        if images.is_empty() { Vec::new() } else { each(self.policy_logits(images), images.len()) }
+    }
+
+    fn run(&self, mask: &Mask, images: &[&[f32]]) -> Each<Vec<f32>> {
+        let fused = self.paths.run(&self.source, mask, images);
+        each(fused.unwrap_or_else(|| self.run_blocks(mask, images)), images.len())
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.paths.forget(&self.source);
+    }
+}
+
+/// A batch's results image by image: an error is everybody's, but values that overflow for one image say nothing of the
+/// others.
+fn each(batch: Result<Vec<Vec<f32>>, EngineError>, images: usize) -> Each<Vec<f32>> {
+    let finite = |values: Vec<f32>| {
+        if values.iter().all(|value| value.is_finite()) { Ok(values) } else { Err(EngineError::NotFinite) }
+    };
+    match batch {
+        Ok(batch) => batch.into_iter().map(finite).collect(),
+        Err(error) => vec![Err(error); images],
+    }
 }

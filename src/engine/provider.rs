@@ -52,7 +52,9 @@ impl Provider {
             .with_memory_pattern(false)?
             .with_optimization_level(GraphOptimizationLevel::All)?;
         let builder = match self {
-            Self::Cpu => builder.with_execution_providers([ep::CPU::default().with_arena_allocator(true).build()])?,
+            // No arena: each session would keep one of its own for good, as large as its largest batch. The system's
+            // allocator is as fast here.
+            Self::Cpu => builder.with_execution_providers([ep::CPU::default().with_arena_allocator(false).build()])?,
             Self::Cuda(device) => {
                 let cuda = ep::CUDA::default()
                     .with_device_id(i32::from(device))

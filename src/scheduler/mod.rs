@@ -1,10 +1,12 @@
 //! Who runs when: a bounded queue, and worker threads that take batches from it.
 //!
 //! A worker is an operating-system thread with one intra-op thread of its own. It takes what waits, without waiting for
-//! company, answers each image as soon as its group has run, and drops images whose client left or whose time ran out
-//! before they cost any compute.
+//! company: first images that the policy network has not looked at, as one batch; then the path of the image that waits
+//! longest, with the other images of the same path. Under load masks are known well before their paths run, so that
+//! groups fill. Images whose client left or whose time ran out are dropped before they cost any compute.
 
 mod admission;
+mod line;
 mod queue;
 
 use std::panic::AssertUnwindSafe;
@@ -15,10 +17,11 @@ use tokio::sync::oneshot;
 
 pub use admission::{Admission, Refused, Slot};
 
-use crate::engine::{Answer, Backend, EngineError, Image, Replies};
-use crate::policy::{Costs, Selection};
+use crate::engine::{Answer, Backend, EngineError};
+use crate::policy::{Costs, Mask, Selection};
 use crate::telemetry::ModelMetrics;
-use queue::Queue;
+use line::{Kind, Place, Stage, Waits};
+use queue::{Queue, Taken};
 
 /// A model as the scheduler sees it.
 pub trait Model: Send + Sync {
@@ -58,13 +61,61 @@ type Reply = oneshot::Sender<Result<Answer, WorkError>>;
 struct Job {
     work: Work,
     reply: Reply,
+    /// Wall-clock time of the policy batch that the image was in, once it was in one.
+    policy: Option<Duration>,
     /// Of the request; closed when a worker takes the job up.
     waiting: tracing::Span,
 }
 
+impl Job {
+    fn wait(&mut self) {
+        self.waiting = tracing::debug_span!("queue", request_id = &*self.work.request_id);
+    }
+
+    fn fail(self, error: EngineError) {
+        tracing::error!(request_id = &*self.work.request_id, %error, "an image failed");
+        drop(self.reply.send(Err(error.into()))); // a client that left meanwhile does not want it
+    }
+}
+
+impl Waits for Job {
+    fn is_wanted(&self, now: Instant) -> bool {
+        now < self.work.deadline && !self.reply.is_closed()
+    }
+}
+
+/// What jobs have in common that may run together.
+#[derive(Clone)]
+struct Alike {
+    model: Arc<dyn Model>,
+    /// `None` until the policy network has looked.
+    mask: Option<Mask>,
+}
+
+impl PartialEq for Alike {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.model, &other.model) && self.mask == other.mask
+    }
+}
+
+impl Eq for Alike {}
+
+impl std::hash::Hash for Alike {
+    fn hash<H: std::hash::Hasher>(&self, hasher: &mut H) {
+        Arc::as_ptr(&self.model).cast::<()>().hash(hasher);
+        self.mask.hash(hasher);
+    }
+}
+
+impl Kind for Alike {
+    fn stage(&self) -> Stage {
+        if self.mask.is_none() { Stage::Look } else { Stage::Run }
+    }
+}
+
 /// The worker threads and their queue.
 pub struct Scheduler {
-    queue: Arc<Queue<Job>>,
+    queue: Arc<Queue<Alike, Job>>,
     /// Closed when the last worker has ended.
     ended: Mutex<mpsc::Receiver<()>>,
 }
@@ -99,8 +150,11 @@ impl Scheduler {
     /// Queues an image; the answer's sender is dropped where it gets none.
     fn submit(&self, work: Work) -> oneshot::Receiver<Result<Answer, WorkError>> {
         let (reply, answer) = oneshot::channel();
-        let waiting = tracing::debug_span!("queue", request_id = &*work.request_id);
-        drop(self.queue.push(Job { work, reply, waiting })); // a closed queue gives it back
+        let mask = work.selection.given(work.model.costs(), work.index);
+        let alike = Alike { model: Arc::clone(&work.model), mask };
+        let mut job = Job { work, reply, policy: None, waiting: tracing::Span::none() };
+        job.wait();
+        drop(self.queue.push(alike, job)); // a closed queue gives it back
         answer
     }
 
@@ -119,81 +173,89 @@ impl Drop for Scheduler {
     }
 }
 
-fn work(queue: &Queue<Job>, workers: usize, max_batch: usize) {
-    let alike = |a: &Job, b: &Job| Arc::ptr_eq(&a.work.model, &b.work.model);
-    while let Some(batch) = queue.take(max_batch, workers, alike) {
+fn work(queue: &Queue<Alike, Job>, workers: usize, max_batch: usize) {
+    while let Some(taken) = queue.take(max_batch, workers) {
         // A panic loses its own batch only: the replies that were not sent are dropped, which their receivers see.
-        if std::panic::catch_unwind(AssertUnwindSafe(|| run(batch))).is_err() {
+        if std::panic::catch_unwind(AssertUnwindSafe(|| run(taken))).is_err() {
             tracing::error!("a batch ended in a panic; its images are answered with an error");
         }
     }
 }
 
-fn run(batch: Vec<Job>) {
-    let Some(first) = batch.first() else { return };
-    let model = Arc::clone(&first.work.model);
-    let mut works = Vec::with_capacity(batch.len());
-    let mut running = Running { model: &*model, jobs: Vec::with_capacity(batch.len()) };
-    for Job { work, reply, waiting } in batch {
-        drop(waiting);
-        let Work { pixels, selection, index, request_id, deadline, slot, .. } = work;
-        drop(slot);
-        works.push((pixels, selection, index));
-        running.jobs.push(Asked { reply: Some(reply), deadline, request_id });
+fn run(mut taken: Taken<'_, Alike, Job>) {
+    for job in taken.batch.unwanted.drain(..) {
+        drop(job.reply.send(Err(WorkError::Expired))); // to one whose client left it does not get
     }
-    let images: Vec<Image<'_>> =
-        works.iter().map(|(pixels, selection, index)| Image { pixels, selection, index: *index }).collect();
-    let span = tracing::debug_span!("batch", images = images.len(), requests = tracing::field::Empty);
+    let mut jobs = std::mem::take(&mut taken.batch.items);
+    if jobs.is_empty() {
+        return;
+    }
+    jobs.iter_mut().for_each(|(_, job)| job.waiting = tracing::Span::none());
+    let span = tracing::debug_span!("batch", images = jobs.len(), requests = tracing::field::Empty);
     if !span.is_disabled() {
-        let requests: Vec<&str> = running.jobs.iter().map(|job| &*job.request_id).collect();
+        let requests: Vec<&str> = jobs.iter().map(|(_, job)| &*job.work.request_id).collect();
         span.record("requests", requests.join(" "));
     }
-    span.in_scope(|| model.backend().answer(&images, &mut running));
-}
-
-/// The jobs of a batch that is being run.
-struct Running<'m> {
-    model: &'m dyn Model,
-    jobs: Vec<Asked>,
-}
-
-struct Asked {
-    /// Taken when it is answered.
-    reply: Option<Reply>,
-    deadline: Instant,
-    request_id: Arc<str>,
-}
-
-impl Replies for Running<'_> {
-    fn wanted(&mut self, at: usize) -> bool {
-        let job = &mut self.jobs[at];
-        if Instant::now() >= job.deadline
-            && let Some(reply) = job.reply.take()
-        {
-            drop(reply.send(Err(WorkError::Expired)));
+    let model = Arc::clone(&taken.batch.kind.model);
+    span.in_scope(|| match taken.batch.kind.mask.clone() {
+        None => {
+            let decided = look(&model, jobs);
+            taken.put_back(decided);
         }
-        job.reply.as_ref().is_some_and(|reply| !reply.is_closed())
-    }
+        Some(mask) => run_path(&*model, &mask, jobs),
+    });
+}
 
-    fn running(&mut self, images: usize) {
-        self.model.metrics().batch(images);
+/// Has the policy network choose a mask for each image.
+fn look(model: &Arc<dyn Model>, jobs: Vec<(Place, Job)>) -> Vec<(Alike, Place, Job)> {
+    let pixels: Vec<&[f32]> = jobs.iter().map(|(_, job)| &*job.work.pixels).collect();
+    let span = tracing::debug_span!("policy", images = pixels.len());
+    let started = Instant::now();
+    let looked = span.in_scope(|| model.backend().look(&pixels));
+    let took = started.elapsed();
+    let mut decided = Vec::with_capacity(jobs.len());
+    for ((place, mut job), logits) in jobs.into_iter().zip(looked) {
+        match logits {
+            Ok(logits) => {
+                job.policy = Some(took);
+                job.wait();
+                let mask = Some(job.work.selection.learned(model.costs(), &logits));
+                decided.push((Alike { model: Arc::clone(model), mask }, place, job));
+            }
+            Err(error) => job.fail(error),
+        }
     }
+    decided
+}
 
-    fn answered(&mut self, at: usize, answer: Result<Answer, EngineError>) {
-        let job = &mut self.jobs[at];
-        let result = match answer {
-            Ok(answer) => {
-                self.model.metrics().answered(self.model.costs(), &answer);
+/// Runs a path over images that all have its mask, and answers them.
+fn run_path(model: &dyn Model, mask: &Mask, jobs: Vec<(Place, Job)>) {
+    let mut asked = Vec::with_capacity(jobs.len());
+    for (_, job) in jobs {
+        let Job { work: Work { pixels, request_id, slot, .. }, reply, policy, .. } = job;
+        drop(slot); // it does not wait any more
+        asked.push((pixels, request_id, reply, policy));
+    }
+    model.metrics().batch(asked.len());
+    let pixels: Vec<&[f32]> = asked.iter().map(|(pixels, ..)| &**pixels).collect();
+    let span = tracing::debug_span!("backbone", images = pixels.len(), blocks = mask.kept());
+    let started = Instant::now();
+    let results = span.in_scope(|| model.backend().run(mask, &pixels));
+    let backbone = started.elapsed();
+    for ((_, request_id, reply, policy), logits) in asked.into_iter().zip(results) {
+        let result = match logits {
+            Ok(logits) => {
+                let (policy_ran, policy) = (policy.is_some(), policy.unwrap_or_default());
+                let answer = Answer { logits, mask: mask.clone(), policy_ran, policy, backbone };
+                model.metrics().answered(model.costs(), &answer);
                 Ok(answer)
             }
             Err(error) => {
-                tracing::error!(request_id = &*job.request_id, %error, "an image failed");
-                Err(WorkError::Engine(error))
+                tracing::error!(request_id = &*request_id, %error, "an image failed");
+                Err(error.into())
             }
         };
-        if let Some(reply) = job.reply.take() {
-            drop(reply.send(result)); // a client that left meanwhile does not want it
-        }
+        drop(reply.send(result)); // a client that left meanwhile does not want it
     }
 }
 

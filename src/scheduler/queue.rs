@@ -1,70 +1,74 @@
-//! A queue that workers take batches from: oldest first, one kind of item a batch.
+//! The line of waiting images, shared by the threads that fill it and the workers that take batches from it.
 
-use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
-/// First in, first out. How many may wait is bounded by [`Admission`](super::Admission), not here.
-pub(super) struct Queue<T> {
-    state: Mutex<State<T>>,
+use super::line::{Batch, Kind, Line, Place, Stage, Waits};
+
+pub(super) struct Queue<K, T> {
+    state: Mutex<State<K, T>>,
     changed: Condvar,
 }
 
-struct State<T> {
-    waiting: VecDeque<T>,
+struct State<K, T> {
+    line: Line<K, T>,
+    /// Batches that are being looked at, whose items may come back.
+    looking: usize,
     closed: bool,
 }
 
-impl<T> Queue<T> {
+/// A batch that a worker has taken.
+pub(super) struct Taken<'q, K: Kind, T: Waits> {
+    queue: &'q Queue<K, T>,
+    pub(super) batch: Batch<K, T>,
+}
+
+impl<K: Kind, T: Waits> Queue<K, T> {
     pub(super) fn new() -> Self {
-        Self { state: Mutex::new(State { waiting: VecDeque::new(), closed: false }), changed: Condvar::new() }
+        let state = State { line: Line::new(), looking: 0, closed: false };
+        Self { state: Mutex::new(state), changed: Condvar::new() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State<T>> {
+    fn lock(&self) -> MutexGuard<'_, State<K, T>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds an item at the end.
+    /// Adds an item.
     ///
     /// # Errors
     /// Gives the item back when the queue is closed.
-    pub(super) fn push(&self, item: T) -> Result<(), T> {
+    pub(super) fn push(&self, kind: K, item: T) -> Result<(), T> {
         let mut state = self.lock();
         if state.closed {
             return Err(item);
         }
-        state.waiting.push_back(item);
+        state.line.push(kind, item);
         drop(state);
         self.changed.notify_one();
         Ok(())
     }
 
-    /// Waits for an item and takes it with those behind it that are `alike`, in order: at most `most`, and at most the
-    /// `workers`-th part of what waits, so that the other workers get their share. `None` once the queue is closed and
-    /// empty.
-    pub(super) fn take(&self, most: usize, workers: usize, alike: impl Fn(&T, &T) -> bool) -> Option<Vec<T>> {
+    /// Waits for items and takes a batch, as [`Line::take`] does. `None` once the queue is closed and nothing is left.
+    pub(super) fn take(&self, most: usize, workers: usize) -> Option<Taken<'_, K, T>> {
         let mut state = self.lock();
-        while state.waiting.is_empty() {
-            if state.closed {
+        let batch = loop {
+            if let Some(batch) = state.line.take(most, workers, Instant::now()) {
+                break batch;
+            }
+            if state.closed && state.looking == 0 {
                 return None;
             }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        };
+        if batch.kind.stage() == Stage::Look {
+            state.looking += 1;
         }
-        let share = most.min(state.waiting.len().div_ceil(workers)).max(1);
-        let mut batch: Vec<T> = Vec::with_capacity(share);
-        let mut at = 0;
-        while batch.len() < share && at < state.waiting.len() {
-            if batch.first().is_none_or(|first| alike(first, &state.waiting[at])) {
-                batch.extend(state.waiting.remove(at));
-            } else {
-                at += 1;
-            }
-        }
-        let more = !state.waiting.is_empty();
+        let more = !state.line.is_empty();
         drop(state);
         if more {
             self.changed.notify_one();
         }
-        Some(batch)
+        Some(Taken { queue: self, batch })
     }
 
     /// Takes no more items; those that wait are still given out.
@@ -74,61 +78,75 @@ impl<T> Queue<T> {
     }
 }
 
+impl<K: Kind, T: Waits> Taken<'_, K, T> {
+    /// Puts items that were looked at back in the line, each by its age, for this worker or another to run. A closed
+    /// queue takes them too.
+    pub(super) fn put_back(&self, items: impl IntoIterator<Item = (K, Place, T)>) {
+        let mut state = self.queue.lock();
+        items.into_iter().for_each(|(kind, place, item)| state.line.put_back(kind, place, item));
+    }
+}
+
+impl<K: Kind, T: Waits> Drop for Taken<'_, K, T> {
+    fn drop(&mut self) {
+        if self.batch.kind.stage() == Stage::Look {
+            let mut state = self.queue.lock();
+            state.looking -= 1;
+            if state.closed {
+                // Workers that wait for what may come back.
+                self.queue.changed.notify_all();
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
 
-    fn filled(items: &[u32]) -> Queue<u32> {
-        let queue = Queue::new();
-        items.iter().for_each(|&item| queue.push(item).unwrap());
-        queue
+    impl Kind for (Stage, u8) {
+        fn stage(&self) -> Stage {
+            self.0
+        }
     }
 
-    #[test]
-    fn a_batch_holds_what_is_alike_in_order_and_starts_with_the_oldest() {
-        let queue = filled(&[10, 21, 12, 23, 14]);
-        let tens = |a: &u32, b: &u32| a / 10 == b / 10;
-        assert_eq!(queue.take(8, 1, tens), Some(vec![10, 12, 14]));
-        assert_eq!(queue.take(8, 1, tens), Some(vec![21, 23]));
+    struct Item {
+        name: usize,
+        path: u8,
     }
 
-    #[test]
-    fn a_batch_leaves_the_other_workers_their_share() {
-        let queue = filled(&[1, 2, 3, 4, 5]);
-        assert_eq!(queue.take(8, 2, |_, _| true), Some(vec![1, 2, 3]));
-        assert_eq!(queue.take(8, 2, |_, _| true), Some(vec![4]));
-        assert_eq!(queue.take(8, 2, |_, _| true), Some(vec![5]));
-        assert_eq!(filled(&[1, 2, 3]).take(2, 1, |_, _| true), Some(vec![1, 2]));
-    }
-
-    #[test]
-    fn a_closed_queue_gives_out_what_waits_and_then_ends() {
-        let queue = filled(&[1]);
-        queue.close();
-        assert_eq!(queue.push(2), Err(2));
-        assert_eq!(queue.take(8, 1, |_, _| true), Some(vec![1]));
-        assert_eq!(queue.take(8, 1, |_, _| true), None);
+    impl Waits for Item {
+        fn is_wanted(&self, _: Instant) -> bool {
+            true
+        }
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(32))]
 
-        /// With several producers and workers, every item comes out once, whenever the queue closes.
+        /// With several producers and workers, every item is looked at and run once, whenever the queue closes.
         #[test]
         fn nothing_is_lost_or_given_out_twice(
-            items in prop::collection::vec(0u32..4, 0..200), workers in 1usize..5, most in 1usize..9,
+            items in prop::collection::vec(0u8..4, 0..200), workers in 1usize..5, most in 1usize..9,
         ) {
             let queue = Queue::new();
-            let taken = Mutex::new(Vec::new());
+            let ran = Mutex::new(Vec::new());
             std::thread::scope(|scope| {
                 for _ in 0..workers {
                     scope.spawn(|| {
-                        while let Some(batch) = queue.take(most, workers, |a: &(usize, u32), b| a.1 == b.1) {
-                            assert!(!batch.is_empty() && batch.len() <= most);
-                            assert!(batch.iter().all(|item| item.1 == batch[0].1));
-                            taken.lock().unwrap().extend(batch);
+                        while let Some(mut taken) = queue.take(most, workers) {
+                            let (stage, path) = taken.batch.kind;
+                            let items = std::mem::take(&mut taken.batch.items);
+                            assert!(!items.is_empty() && items.len() <= most);
+                            if stage == Stage::Look {
+                                let decided = |(place, item): (Place, Item)| ((Stage::Run, item.path), place, item);
+                                taken.put_back(items.into_iter().map(decided));
+                            } else {
+                                assert!(items.iter().all(|(_, item)| item.path == path));
+                                ran.lock().unwrap().extend(items.into_iter().map(|(_, item)| item.name));
+                            }
                         }
                     });
                 }
@@ -136,16 +154,20 @@ mod tests {
                 let producers = [(0, left), (left.len(), right)].map(|(from, part)| {
                     let queue = &queue;
                     scope.spawn(move || {
-                        part.iter().enumerate().for_each(|(at, &kind)| queue.push((from + at, kind)).unwrap());
+                        for (at, &path) in part.iter().enumerate() {
+                            let kind = if path == 0 { (Stage::Run, 0) } else { (Stage::Look, 0) };
+                            assert!(queue.push(kind, Item { name: from + at, path }).is_ok());
+                        }
                     })
                 });
                 producers.into_iter().for_each(|producer| producer.join().unwrap());
                 queue.close();
             });
-            let mut taken = taken.into_inner().unwrap();
-            taken.sort_unstable();
-            let expected: Vec<(usize, u32)> = items.into_iter().enumerate().collect();
-            prop_assert_eq!(taken, expected);
+            let mut ran = ran.into_inner().unwrap();
+            ran.sort_unstable();
+            prop_assert_eq!(ran, (0..items.len()).collect::<Vec<_>>());
+            let late = queue.push((Stage::Run, 0), Item { name: 0, path: 0 });
+            prop_assert!(late.is_err());
         }
     }
 }

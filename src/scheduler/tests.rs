@@ -6,36 +6,37 @@ use std::sync::mpsc;
 use prometheus::IntGauge;
 
 use super::*;
-use crate::policy::{BlockCost, Choice, Mask};
+use crate::engine::Each;
+use crate::policy::{BlockCost, Choice, Path};
 use crate::telemetry::Metrics;
 
-/// Waits for a permit before each batch, then answers with each image's first pixel; panics on a pixel of 13 and fails
-/// on one of 12.
+/// Waits for a permit before each path, then answers with each image's first pixel; panics on a pixel of 13 and fails
+/// on one of 12. Its policy keeps the block where the pixel is 100 or more, panics on 213 and fails on 212.
 struct Fake {
     permits: Mutex<mpsc::Receiver<()>>,
+    /// First pixels of each policy batch and of each path's batch.
+    looked: Mutex<Vec<Vec<f32>>>,
     batches: Mutex<Vec<Vec<f32>>>,
     costs: Costs,
     metrics: Arc<ModelMetrics>,
 }
 
 impl Backend for Fake {
-    fn answer(&self, images: &[Image<'_>], replies: &mut dyn Replies) {
+    fn look(&self, images: &[&[f32]]) -> Each<Vec<f32>> {
+        let firsts: Vec<f32> = images.iter().map(|pixels| pixels[0]).collect();
+        self.looked.lock().unwrap().push(firsts.clone());
+        assert!(!firsts.contains(&213.0), "unlucky");
+        let logits = |first| if first == 212.0 { Err(EngineError::NotFinite) } else { Ok(vec![first - 100.0]) };
+        firsts.into_iter().map(logits).collect()
+    }
+
+    fn run(&self, mask: &Mask, images: &[&[f32]]) -> Each<Vec<f32>> {
         let _ = self.permits.lock().unwrap().recv(); // without a sender it answers at once
-        let wanted: Vec<usize> = (0..images.len()).filter(|&at| replies.wanted(at)).collect();
-        let firsts: Vec<f32> = wanted.iter().map(|&at| images[at].pixels[0]).collect();
+        let firsts: Vec<f32> = images.iter().map(|pixels| pixels[0]).collect();
         self.batches.lock().unwrap().push(firsts.clone());
         assert!(!firsts.contains(&13.0), "unlucky");
-        replies.running(wanted.len());
-        for (at, first) in wanted.into_iter().zip(firsts) {
-            let answer = Answer {
-                logits: vec![first],
-                mask: Mask::full(1),
-                policy_ran: false,
-                policy: Duration::ZERO,
-                backbone: Duration::ZERO,
-            };
-            replies.answered(at, if first == 12.0 { Err(EngineError::NotFinite) } else { Ok(answer) });
-        }
+        assert!(firsts.iter().all(|first| mask.is_full() || *first < 100.0), "{mask} is not the mask of {firsts:?}");
+        firsts.into_iter().map(|first| if first == 12.0 { Err(EngineError::NotFinite) } else { Ok(vec![first]) }).collect()
     }
 }
 
@@ -67,6 +68,7 @@ impl Bench {
         let metrics = Metrics::new("fake", "none");
         let model = Arc::new(Fake {
             permits: Mutex::new(waiting),
+            looked: Mutex::default(),
             batches: Mutex::default(),
             costs: Costs { policy: 1, stem: 1, blocks: vec![BlockCost { segment: 0, kept: 1, dropped: 0 }], head: 1 },
             metrics: metrics.model("fake", 1),
@@ -76,8 +78,13 @@ impl Bench {
         Self { model, permits: Some(permits), admission, scheduler, metrics }
     }
 
-    fn submit_until(&self, pixel: f32, deadline: Instant) -> oneshot::Receiver<Result<Answer, WorkError>> {
-        let selection = Choice { path: crate::policy::Path::Full, ..Choice::default() };
+    fn submit_for(
+        &self,
+        path: Path,
+        pixel: f32,
+        deadline: Instant,
+    ) -> oneshot::Receiver<Result<Answer, WorkError>> {
+        let selection = Choice { path, ..Choice::default() };
         self.scheduler.submit(Work {
             model: Arc::clone(&self.model) as Arc<dyn Model>,
             pixels: vec![pixel],
@@ -89,8 +96,14 @@ impl Bench {
         })
     }
 
+    /// By the full path.
     fn submit(&self, pixel: f32) -> oneshot::Receiver<Result<Answer, WorkError>> {
-        self.submit_until(pixel, Instant::now() + Duration::from_secs(60))
+        self.submit_for(Path::Full, pixel, Instant::now() + Duration::from_secs(60))
+    }
+
+    /// By the path that the policy chooses.
+    fn submit_learned(&self, pixel: f32) -> oneshot::Receiver<Result<Answer, WorkError>> {
+        self.submit_for(Path::Learned, pixel, Instant::now() + Duration::from_secs(60))
     }
 
     /// Occupies the only worker with an image of 0 until the permits are let go.
@@ -105,6 +118,10 @@ impl Bench {
     /// Lets every batch run from now on.
     fn release(&mut self) {
         self.permits = None;
+    }
+
+    fn looked(&self) -> Vec<Vec<f32>> {
+        self.model.looked.lock().unwrap().clone()
     }
 
     fn batches(&self) -> Vec<Vec<f32>> {
@@ -140,7 +157,7 @@ fn images_that_wait_while_a_worker_is_busy_run_together() {
 fn expired_and_abandoned_images_cost_nothing() {
     let mut bench = Bench::new(1, 8);
     let first = bench.occupy();
-    let expired = bench.submit_until(1.0, Instant::now());
+    let expired = bench.submit_for(Path::Full, 1.0, Instant::now());
     drop(bench.submit(2.0));
     let wanted = bench.submit(3.0);
     bench.release();
@@ -179,4 +196,53 @@ fn what_is_queued_is_answered_before_the_workers_end() {
     assert!(bench.scheduler.finish(Duration::from_secs(60)), "the workers end");
     let found: Vec<f32> = answers.into_iter().map(pixel).collect();
     assert_eq!(found, (101..=120).map(|number| number as f32).collect::<Vec<_>>());
+}
+
+#[test]
+fn images_of_one_mask_run_together_and_the_oldest_goes_first() {
+    let mut bench = Bench::new(1, 8);
+    let first = bench.occupy();
+    let answers: Vec<_> =
+        [101.0, 2.0, 103.0, 4.0, 105.0].into_iter().map(|number| bench.submit_learned(number)).collect();
+    let full = bench.submit(6.0);
+    bench.release();
+    assert_eq!(pixel(first), 0.0);
+    assert_eq!(pixel(full), 6.0);
+    let found: Vec<Answer> = answers.into_iter().map(|answer| answer.blocking_recv().unwrap().unwrap()).collect();
+    let masks: Vec<(f32, String)> = found.iter().map(|answer| (answer.logits[0], answer.mask.to_string())).collect();
+    let expected = [(101.0, "1"), (2.0, "0"), (103.0, "1"), (4.0, "0"), (105.0, "1")];
+    assert_eq!(masks, expected.map(|(first, mask)| (first, mask.to_owned())));
+    assert!(found.iter().all(|answer| answer.policy_ran));
+    assert_eq!(bench.looked(), [vec![101.0, 2.0, 103.0, 4.0, 105.0]], "the policy sees all of them at once");
+    assert_eq!(bench.batches(), [vec![0.0], vec![101.0, 103.0, 105.0, 6.0], vec![2.0, 4.0]]);
+}
+
+#[test]
+fn groups_fill_while_workers_are_busy_and_a_place_is_held_until_the_path_runs() {
+    let mut bench = Bench::new(1, 4);
+    let first = bench.occupy();
+    let answers: Vec<_> = (1..=12).map(|number| bench.submit_learned(if number % 3 == 0 { 200.0 } else { 1.0 })).collect();
+    assert_eq!(bench.admission.places(64 - 11).unwrap_err(), Refused::Full, "12 of 64 places are taken");
+    bench.release();
+    assert_eq!(pixel(first), 0.0);
+    answers.into_iter().for_each(|answer| drop(pixel(answer)));
+    assert_eq!(bench.looked().iter().map(Vec::len).collect::<Vec<_>>(), [4, 4, 4]);
+    assert_eq!(bench.batches()[1..], [vec![1.0; 4], vec![200.0; 4], vec![1.0; 4]], "full batches, though masks mix");
+    assert_eq!(bench.admission.places(64).unwrap().len(), 64);
+}
+
+#[test]
+fn a_policy_that_panics_or_fails_costs_its_own_images_only() {
+    let mut bench = Bench::new(1, 2);
+    let first = bench.occupy();
+    let answers: Vec<_> =
+        [213.0, 101.0, 212.0, 102.0, 3.0].into_iter().map(|number| bench.submit_learned(number)).collect();
+    bench.release();
+    assert_eq!(pixel(first), 0.0);
+    let found: Vec<Option<f32>> = answers
+        .into_iter()
+        .map(|answer| answer.blocking_recv().ok().and_then(Result::ok).map(|answer| answer.logits[0]))
+        .collect();
+    assert_eq!(found, [None, None, None, Some(102.0), Some(3.0)]);
+    assert!(bench.scheduler.finish(Duration::from_secs(60)), "no worker waits for what was lost");
 }

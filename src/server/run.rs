@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 use super::classify::{Limits, Service};
 use super::readiness::Readiness;
 use super::{admin, http};
-use crate::engine::{Provider, Runtime, RuntimeError};
+use crate::engine::{Paths, Provider, Runtime, RuntimeError};
 use crate::registry::{LoadOptions, Registry, RegistryError};
 use crate::scheduler::{Admission, Scheduler};
 use crate::telemetry::Metrics;
@@ -34,6 +34,12 @@ pub struct Settings {
     pub workers: usize,
     pub max_batch: usize,
     pub max_queue: usize,
+    /// Memory for compiled paths, in bytes.
+    pub path_cache: u64,
+    /// Time at the start in which frequent paths are compiled before the server is ready.
+    pub warm_up: Duration,
+    /// Where the masks seen are kept from run to run.
+    pub profiles: Option<PathBuf>,
     pub limits: Limits,
     pub drain: Duration,
 }
@@ -80,18 +86,32 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     let admin = Listener::start(operators, admin::router(Arc::clone(&metrics), Arc::clone(&readiness)))?;
     tracing::info!(address = %admin.address, "admin listener: /metrics, /livez, /readyz");
 
+    let paths = Arc::new(Paths::start(settings.path_cache)?);
     let give_up = Arc::new(AtomicBool::new(false));
     let mut registry = tokio::task::spawn_blocking({
-        let (settings, metrics) = (settings.clone(), Arc::clone(&metrics));
-        let (provider, replicas) = (settings.provider, settings.workers);
-        let options = LoadOptions { provider, replicas, give_up: Arc::clone(&give_up) };
-        move || Registry::load(&settings.models, settings.default_model.as_deref(), runtime, &options, &metrics)
+        let (settings, metrics, paths) = (settings.clone(), Arc::clone(&metrics), Arc::clone(&paths));
+        let options = LoadOptions {
+            provider: settings.provider,
+            workers: settings.workers,
+            paths: Arc::clone(&paths),
+            profiles: settings.profiles,
+            give_up: Arc::clone(&give_up),
+        };
+        move || {
+            let loaded =
+                Registry::load(&settings.models, settings.default_model.as_deref(), runtime, &options, &metrics);
+            if loaded.is_ok() {
+                paths.settle(settings.warm_up);
+            }
+            loaded
+        }
     });
     let registry = tokio::select! {
         registry = &mut registry => registry.map_err(std::io::Error::other)?.map_err(ServeError::Models)?,
         () = &mut stop => {
             tracing::info!("stopping while models are loaded");
             give_up.store(true, Ordering::Relaxed);
+            paths.stop();
             // Waited for: ONNX Runtime must not be used while the process ends.
             drop(registry.await);
             return Ok(());
@@ -112,6 +132,7 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
         provider = %settings.provider,
         onnxruntime = runtime.version(),
         workers = settings.workers,
+        path_cache_bytes = settings.path_cache,
         "ready"
     );
 
@@ -127,6 +148,10 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     let unanswered = metrics.inflight.get();
     http.stop(LAST_BYTES).await;
     let ended = service.scheduler.finish(LAST_BYTES);
+    paths.stop();
+    if let Some(dir) = &settings.profiles {
+        service.registry.save_profiles(dir);
+    }
     admin.stop(LAST_BYTES).await;
     if unanswered > 0 {
         return Err(ServeError::Unanswered(unanswered));

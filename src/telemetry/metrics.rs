@@ -10,7 +10,7 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
-use crate::engine::Answer;
+use crate::engine::{Answer, PathMetrics};
 use crate::policy::Costs;
 
 /// 0.5 ms to 2 s, and finer below for tiny networks.
@@ -86,6 +86,9 @@ pub struct Metrics {
     block_dropped: IntCounterVec,
     flops: [CounterVec; 3],
     batch_size: HistogramVec,
+    /// Hits, misses, evictions, failures.
+    path_cache: [IntCounterVec; 4],
+    path_cache_bytes: IntGaugeVec,
     model_ready: IntGaugeVec,
     models: Mutex<HashMap<String, Arc<ModelMetrics>>>,
     /// Images admitted and not yet taken up by a worker.
@@ -107,6 +110,8 @@ pub struct ModelMetrics {
     policy: Histogram,
     backbone: Histogram,
     ready: IntGauge,
+    /// For the engine to count its compiled paths.
+    pub paths: PathMetrics,
 }
 
 impl Metrics {
@@ -152,10 +157,11 @@ impl Metrics {
             "Requests turned away (queue_full, memory, shutting_down) and images given up (deadline, cancelled).",
             &["reason"],
         );
-        let model_ready =
-            IntGaugeVec::new(Opts::new("blockdrop_model_ready", "1 where a model is loaded and warm."), &["model"])
-                .expect("a valid name");
-        put(Box::new(model_ready.clone()));
+        let gauges = |name: &str, help: &str| {
+            let gauges = IntGaugeVec::new(Opts::new(name, help), &["model"]).expect("a valid name");
+            put(Box::new(gauges.clone()));
+            gauges
+        };
         let info = Opts::new("blockdrop_build_info", "Always 1; the labels say what runs.")
             .const_label("version", env!("CARGO_PKG_VERSION"))
             .const_label("provider", provider)
@@ -182,11 +188,19 @@ impl Metrics {
                 totals("blockdrop_flops_full_total", "FLOPs that the full net would have taken for the same images."),
             ],
             batch_size: histograms("blockdrop_batch_size", "Images that ran a path together.", "model", &BATCHES),
+            path_cache: [
+                ("hits", "Groups of images that ran a compiled path."),
+                ("misses", "Groups of images that ran block by block, for want of an idle compiled path."),
+                ("evictions", "Compiled paths dropped to make room for others."),
+                ("failures", "Paths that could not be compiled and run block by block."),
+            ]
+            .map(|(what, help)| counters(&format!("blockdrop_path_cache_{what}_total"), help, &["model"])),
+            path_cache_bytes: gauges("blockdrop_path_cache_bytes", "Memory of the compiled paths, about."),
+            model_ready: gauges("blockdrop_model_ready", "1 where a model is loaded and warm."),
             queue_depth: gauge("blockdrop_queue_depth", "Images admitted and not yet taken up by a worker."),
             inflight: gauge("blockdrop_inflight_requests", "Requests being answered."),
             requests,
             request_duration,
-            model_ready,
             models: Mutex::new(HashMap::new()),
             registry,
         }
@@ -206,7 +220,10 @@ impl Metrics {
         let each = |counters: &IntCounterVec| {
             (0..blocks).map(|block| counters.with_label_values(&[name, &block.to_string()])).collect()
         };
+        let [hits, misses, evictions, failures] = self.path_cache.each_ref().map(|of| of.with_label_values(&[name]));
+        let bytes = self.path_cache_bytes.with_label_values(&[name]);
         let model = Arc::new(ModelMetrics {
+            paths: PathMetrics { hits, misses, evictions, failures, bytes },
             images: self.images.with_label_values(&[name]),
             blocks_kept,
             kept: each(&self.block_kept),

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use blockdrop::bundle::Bundle;
-use blockdrop::engine::{Answer, Engine, Image, Provider};
+use blockdrop::engine::{Answer, Engine, Image, PathMetrics, Paths, Provider};
 use blockdrop::image::{decode, preprocess};
 use blockdrop::policy::{Choice, Costs, Mask, Path as Chosen, Selection};
 use blockdrop_testkit::runtime;
@@ -21,8 +21,9 @@ impl Reference {
     /// The bundle in `dir`.
     pub(crate) fn load(dir: &Path) -> Self {
         let bundle = Bundle::load(dir).expect("a made-up bundle loads");
-        let engine = Engine::new(Arc::new(bundle), runtime(), Provider::Cpu, 1).expect("an engine");
-        Self { engine }
+        let paths = Arc::new(Paths::start(0).expect("a thread"));
+        let engine = Engine::new(Arc::new(bundle), runtime(), Provider::Cpu, 1, paths, PathMetrics::default());
+        Self { engine: engine.expect("an engine") }
     }
 
     pub(crate) fn costs(&self) -> &Costs {
@@ -50,10 +51,7 @@ impl Reference {
 
     pub(crate) fn answer_image(&self, image: &image::RgbImage, selection: &Selection, index: u64) -> Answer {
         let pixels = preprocess(image, &self.engine.bundle().manifest.input);
-        let mut found = None;
-        let image = Image { pixels: &pixels, selection, index };
-        self.engine.lease().answer(self.costs(), &[image], &mut |_, answer| found = Some(answer));
-        found.expect("every image is answered").expect("an answer")
+        self.engine.classify(&[Image { pixels: &pixels, selection, index }]).swap_remove(0).expect("an answer")
     }
 
     /// The mask that the policy decides for a file.

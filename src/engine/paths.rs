@@ -1,0 +1,406 @@
+//! The cache of fused paths: sessions compiled aside by one thread, bounded in bytes for all models together.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use prometheus::{IntCounter, IntGauge};
+
+use super::cache::Cache;
+use super::error::EngineError;
+use super::executor::{Executor, Fused};
+use super::seen::Seen;
+use super::session::Sessions;
+use crate::bundle::{Bundle, Frequent, Graph};
+use crate::policy::Mask;
+
+/// What one model's paths did.
+#[derive(Debug, Clone)]
+pub struct PathMetrics {
+    /// Groups of images that ran a compiled path.
+    pub hits: IntCounter,
+    /// Groups of images that ran block by block.
+    pub misses: IntCounter,
+    /// Compiled paths that made room for others.
+    pub evictions: IntCounter,
+    /// Paths that could not be compiled; they run block by block.
+    pub failures: IntCounter,
+    /// Bytes of the compiled paths.
+    pub bytes: IntGauge,
+}
+
+impl Default for PathMetrics {
+    /// Counts that nobody reads.
+    fn default() -> Self {
+        let counter = || IntCounter::new("unread", "unread").expect("a valid name");
+        Self {
+            hits: counter(),
+            misses: counter(),
+            evictions: counter(),
+            failures: counter(),
+            bytes: IntGauge::new("unread", "unread").expect("a valid name"),
+        }
+    }
+}
+
+/// A model's paths as the cache sees them.
+pub(super) struct Source {
+    id: u64,
+    bundle: Arc<Bundle>,
+    sessions: Sessions,
+    /// Sessions for a path, at most: one for each thread that may run it.
+    most: usize,
+    metrics: PathMetrics,
+    /// Encoded bytes of stem and head, and of what runs for each block kept and dropped.
+    ends: u64,
+    blocks: Vec<(u64, u64)>,
+}
+
+impl Source {
+    pub(super) fn new(bundle: Arc<Bundle>, sessions: Sessions, most: usize, metrics: PathMetrics) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let size = |graph: &Graph| graph.to_bytes().len() as u64;
+        let blocks = bundle.blocks.iter();
+        Self {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            ends: size(&bundle.stem) + size(&bundle.head),
+            blocks: blocks.map(|block| (size(&block.kept), block.shortcut.as_ref().map_or(0, size))).collect(),
+            bundle,
+            sessions,
+            most,
+            metrics,
+        }
+    }
+
+    /// What a session of the path takes in memory, about: its weights as read and as laid out for the processor, and
+    /// what ONNX Runtime holds for each node.
+    fn bytes(&self, mask: &Mask) -> u64 {
+        const SESSION: u64 = 256 << 10;
+        let blocks = self.blocks.iter().zip(mask.iter());
+        let weights = self.ends + blocks.map(|(&(kept, dropped), keep)| if keep { kept } else { dropped }).sum::<u64>();
+        SESSION + 2 * weights
+    }
+
+}
+
+/// A compiled path.
+struct Compiled {
+    fused: Fused,
+    bytes: u64,
+    source: Arc<Source>,
+}
+
+impl Compiled {
+    fn new(Order { source, mask }: &Order) -> Result<Self, EngineError> {
+        let mut fused = Fused::new(&source.bundle, mask, source.sessions)?;
+        // The first run is slower than those after it.
+        let zeros = vec![0.0; source.bundle.stem.input.iter().product::<u64>() as usize];
+        fused.run(mask, &[&zeros])?;
+        let bytes = source.bytes(mask);
+        source.metrics.bytes.add(bytes as i64);
+        Ok(Self { fused, bytes, source: Arc::clone(source) })
+    }
+}
+
+impl Drop for Compiled {
+    fn drop(&mut self) {
+        self.source.metrics.bytes.sub(self.bytes as i64);
+    }
+}
+
+/// A compiled path that a thread runs; goes back to the cache when dropped, unless the run panicked.
+struct Lent<'p> {
+    shared: &'p Shared,
+    key: Key,
+    path: Option<Compiled>,
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        let Some(path) = self.path.take() else { return };
+        let mut state = self.shared.lock();
+        let gone = if std::thread::panicking() {
+            state.cache.lose(&self.key);
+            Some(path)
+        } else {
+            state.cache.give_back(&self.key, path)
+        };
+        drop(state);
+        drop(gone); // outside the lock: taking a session apart takes a while
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Key {
+    source: u64,
+    mask: Mask,
+}
+
+/// A path to be compiled.
+struct Order {
+    source: Arc<Source>,
+    mask: Mask,
+}
+
+impl Order {
+    fn key(&self) -> Key {
+        Key { source: self.source.id, mask: self.mask.clone() }
+    }
+}
+
+struct State {
+    cache: Cache<Key, Compiled>,
+    seen: HashMap<u64, Seen>,
+    orders: VecDeque<Order>,
+    making: Option<Key>,
+    /// Paths that could not be compiled.
+    failed: HashSet<Key>,
+    stopped: bool,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The compiled paths of all models of the process, within a number of bytes.
+///
+/// A path is compiled by a thread of its own once its mask has come a second time, and only at the cost of paths that
+/// come less often; meanwhile its images run block by block. Each path has as many sessions as threads have wanted to
+/// run it at once.
+pub struct Paths {
+    shared: Arc<Shared>,
+    compiler: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// Orders that wait, at most: what comes beyond them will come again if it matters.
+const MOST_ORDERS: usize = 128;
+
+/// Failed paths that are remembered, at most.
+const MOST_FAILED: usize = 1024;
+
+impl Paths {
+    /// An empty cache of at most `limit` bytes and its compiler thread.
+    ///
+    /// # Errors
+    /// The operating system gives no more threads.
+    pub fn start(limit: u64) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State {
+                cache: Cache::new(limit),
+                seen: HashMap::new(),
+                orders: VecDeque::new(),
+                making: None,
+                failed: HashSet::new(),
+                stopped: false,
+            }),
+            changed: Condvar::new(),
+        });
+        let compiler = std::thread::Builder::new().name("path-compiler".to_owned()).spawn({
+            let shared = Arc::clone(&shared);
+            move || compile(&shared)
+        })?;
+        Ok(Self { shared, compiler: Mutex::new(Some(compiler)) })
+    }
+
+    /// Bytes of all compiled paths.
+    pub fn bytes(&self) -> u64 {
+        self.shared.lock().cache.bytes()
+    }
+
+    /// Runs `images` by the compiled path of `mask`, if one is idle; counts the mask either way, and has it compiled
+    /// where that is worth it.
+    pub(super) fn run(
+        &self,
+        source: &Arc<Source>,
+        mask: &Mask,
+        images: &[&[f32]],
+    ) -> Option<Result<Vec<Vec<f32>>, EngineError>> {
+        let key = Key { source: source.id, mask: mask.clone() };
+        let taken = {
+            let mut state = self.shared.lock();
+            let count = state.seen.entry(source.id).or_default().add(mask, images.len() as u64);
+            let taken = state.cache.take(&key);
+            if taken.is_none() && count > 1 && state.is_worth(source, &key, count) {
+                state.orders.push_back(Order { source: Arc::clone(source), mask: mask.clone() });
+                self.shared.changed.notify_all();
+            }
+            taken
+        };
+        let Some(path) = taken else {
+            source.metrics.misses.inc();
+            return None;
+        };
+        source.metrics.hits.inc();
+        let mut lent = Lent { shared: &self.shared, key, path: Some(path) };
+        lent.path.as_mut().map(|path| path.fused.run(mask, images))
+    }
+
+    /// Has paths compiled before anybody asks, the first ones first. The full net stays, whatever is asked for.
+    pub(super) fn warm(&self, source: &Arc<Source>, masks: impl IntoIterator<Item = Mask>) {
+        let mut state = self.shared.lock();
+        for mask in masks {
+            let key = Key { source: source.id, mask };
+            let fits = state.cache.victims(&key, source.bytes(&key.mask)).is_some_and(|victims| victims.is_empty());
+            if fits && state.cache.count(&key) == 0 && !state.is_ordered(&key) {
+                state.orders.push_back(Order { source: Arc::clone(source), mask: key.mask });
+            }
+        }
+        self.shared.changed.notify_all();
+    }
+
+    /// Compiles the path of `mask` now, unless it is there.
+    pub(super) fn compile_now(&self, source: &Arc<Source>, mask: &Mask) -> Result<(), EngineError> {
+        let order = Order { source: Arc::clone(source), mask: mask.clone() };
+        let room = {
+            let mut state = self.shared.lock();
+            if state.cache.count(&order.key()) == 0 { state.make_room(&order) } else { None }
+        };
+        if let Some(evicted) = room {
+            drop(evicted);
+            let made = Compiled::new(&order)?;
+            drop(self.shared.lock().keep(&order, made));
+        }
+        Ok(())
+    }
+
+    /// Waits until everything ordered is compiled, for at most `most`.
+    pub fn settle(&self, most: Duration) {
+        let until = Instant::now() + most;
+        let mut state = self.shared.lock();
+        while !state.stopped && (!state.orders.is_empty() || state.making.is_some()) {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            state = self.shared.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// The masks that the model's images had, the most frequent first.
+    pub(super) fn frequent(&self, source: &Source) -> Frequent {
+        self.shared.lock().seen.get(&source.id).map(Seen::frequent).unwrap_or_default()
+    }
+
+    /// Drops everything of a model.
+    pub(super) fn forget(&self, source: &Source) {
+        let gone = {
+            let mut state = self.shared.lock();
+            state.seen.remove(&source.id);
+            state.orders.retain(|order| order.source.id != source.id);
+            state.failed.retain(|key| key.source != source.id);
+            state.cache.forget(|key| key.source == source.id)
+        };
+        drop(gone); // outside the lock: taking a session apart takes a while
+    }
+
+    /// Compiles nothing more and waits for what is being compiled: ONNX Runtime must not be used while the process ends.
+    pub fn stop(&self) {
+        self.shared.lock().stopped = true;
+        self.shared.changed.notify_all();
+        let compiler = self.compiler.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if compiler.is_some_and(|compiler| compiler.join().is_err()) {
+            tracing::error!("the path compiler ended in a panic");
+        }
+    }
+}
+
+impl Drop for Paths {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl State {
+    fn is_ordered(&self, key: &Key) -> bool {
+        self.making.as_ref() == Some(key) || self.orders.iter().any(|order| order.key() == *key)
+    }
+
+    /// Whether a path that came `count` times is to be compiled (again).
+    fn is_worth(&self, source: &Source, key: &Key, count: u64) -> bool {
+        if self.stopped
+            || self.orders.len() >= MOST_ORDERS
+            || self.cache.count(key) >= source.most
+            || self.failed.contains(key)
+            || self.is_ordered(key)
+        {
+            return false;
+        }
+        let Some(victims) = self.cache.victims(key, source.bytes(&key.mask)) else { return false };
+        let asked = |key: &Key| self.seen.get(&key.source).map_or(0, |seen| seen.count(&key.mask));
+        victims.iter().all(|(victim, _)| asked(victim) < count)
+    }
+
+    /// Takes out what has to go before the path is compiled, to be dropped outside the lock; `None` where there is no
+    /// room for it.
+    fn make_room(&mut self, order: &Order) -> Option<Vec<Compiled>> {
+        let evicted = self.cache.make_room(&order.key(), order.source.bytes(&order.mask))?;
+        evicted.iter().for_each(|path| path.source.metrics.evictions.inc());
+        Some(evicted)
+    }
+
+    /// Puts a compiled path in the cache; gives out what is to be dropped outside the lock.
+    fn keep(&mut self, order: &Order, made: Compiled) -> Vec<Compiled> {
+        let bytes = made.bytes;
+        match self.cache.insert(order.key(), made, bytes, order.mask.is_full()) {
+            Ok(evicted) => evicted,
+            Err(back) => vec![back],
+        }
+    }
+}
+
+/// The compiler thread.
+fn compile(shared: &Shared) {
+    loop {
+        let (order, evicted) = {
+            let mut state = shared.lock();
+            loop {
+                if state.stopped {
+                    return;
+                }
+                let next = state.orders.pop_front();
+                if let Some((order, evicted)) = next.and_then(|order| state.make_room(&order).map(|room| (order, room))) {
+                    state.making = Some(order.key());
+                    break (order, evicted);
+                }
+                if state.orders.is_empty() {
+                    shared.changed.notify_all();
+                    state = shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                }
+            }
+        };
+        drop(evicted);
+        let started = Instant::now();
+        let made = std::panic::catch_unwind(AssertUnwindSafe(|| Compiled::new(&order)));
+        let made = made.map_err(|_| "it panicked".to_owned()).and_then(|made| made.map_err(|error| error.to_string()));
+        let mut state = shared.lock();
+        state.making = None;
+        let gone = match made {
+            Ok(made) => {
+                tracing::debug!(mask = %order.mask, seconds = started.elapsed().as_secs_f64(), "path compiled");
+                state.keep(&order, made)
+            }
+            Err(reason) => {
+                order.source.metrics.failures.inc();
+                tracing::warn!(mask = %order.mask, reason, "a path cannot be compiled; it runs block by block");
+                if state.failed.len() >= MOST_FAILED {
+                    state.failed.clear();
+                }
+                state.failed.insert(order.key());
+                Vec::new()
+            }
+        };
+        drop(state);
+        shared.changed.notify_all();
+        drop(gone);
+    }
+}

@@ -1,0 +1,303 @@
+//! The order in which waiting images are taken: what a worker gets next, without threads and without a clock.
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::Hash;
+use std::time::Instant;
+
+/// What has to happen to an image next; the first kind goes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Stage {
+    /// The policy network has to decide: cheap, and the more masks are known, the more images run together.
+    Look,
+    /// Its path has to run.
+    Run,
+}
+
+/// What items of a batch have in common.
+pub(super) trait Kind: Clone + Eq + Hash {
+    fn stage(&self) -> Stage;
+}
+
+/// Something that waits.
+pub(super) trait Waits {
+    /// Whether it is still worth any compute.
+    fn is_wanted(&self, now: Instant) -> bool;
+}
+
+/// A place in the line, by age; an item keeps it from stage to stage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place(u64);
+
+/// Items taken together: all of one kind.
+#[derive(Debug, PartialEq)]
+pub(super) struct Batch<K, T> {
+    pub(super) kind: K,
+    /// The oldest first.
+    pub(super) items: Vec<(Place, T)>,
+    /// Items that were come upon and are not wanted any more.
+    pub(super) unwanted: Vec<T>,
+}
+
+/// Items that wait, in groups of one kind, the oldest first. How many may wait is bounded by
+/// [`Admission`](super::Admission), not here.
+pub(super) struct Line<K, T> {
+    groups: HashMap<K, BTreeMap<Place, T>>,
+    /// The oldest item of each group.
+    heads: BTreeMap<(Stage, Place), K>,
+    /// Items in each stage.
+    waiting: [usize; 2],
+    next: u64,
+}
+
+impl<K: Kind, T: Waits> Line<K, T> {
+    pub(super) fn new() -> Self {
+        Self { groups: HashMap::new(), heads: BTreeMap::new(), waiting: [0; 2], next: 0 }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.heads.is_empty()
+    }
+
+    /// Adds a new item, behind all others of its stage.
+    pub(super) fn push(&mut self, kind: K, item: T) {
+        let place = Place(self.next);
+        self.next += 1;
+        self.put_back(kind, place, item);
+    }
+
+    /// Adds an item that was taken before, by its age.
+    pub(super) fn put_back(&mut self, kind: K, place: Place, item: T) {
+        let stage = kind.stage();
+        self.waiting[stage as usize] += 1;
+        let group = self.groups.entry(kind.clone()).or_default();
+        let head = group.first_key_value().map(|(&head, _)| head);
+        group.insert(place, item);
+        if head.is_none_or(|head| place < head) {
+            head.map(|head| self.heads.remove(&(stage, head)));
+            self.heads.insert((stage, place), kind);
+        }
+    }
+
+    /// Takes the oldest item of the first stage that has any, with the next oldest of its kind: at most `most`, and at
+    /// most the `workers`-th part of what waits in the stage, so that the other workers get their share.
+    pub(super) fn take(&mut self, most: usize, workers: usize, now: Instant) -> Option<Batch<K, T>> {
+        let ((stage, _), kind) = self.heads.pop_first()?;
+        let share = self.waiting[stage as usize].div_ceil(workers).clamp(1, most);
+        let group = self.groups.get_mut(&kind).expect("a head has a group");
+        let (mut items, mut unwanted) = (Vec::with_capacity(share.min(group.len())), Vec::new());
+        while items.len() < share
+            && let Some((place, item)) = group.pop_first()
+        {
+            if item.is_wanted(now) { items.push((place, item)) } else { unwanted.push(item) }
+        }
+        self.waiting[stage as usize] -= items.len() + unwanted.len();
+        match group.first_key_value() {
+            Some((&head, _)) => drop(self.heads.insert((stage, head), kind.clone())),
+            None => drop(self.groups.remove(&kind)),
+        }
+        Some(Batch { kind, items, unwanted })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// `None` has to be looked at; a number is a path.
+    type Path = Option<u8>;
+
+    impl Kind for Path {
+        fn stage(&self) -> Stage {
+            if self.is_none() { Stage::Look } else { Stage::Run }
+        }
+    }
+
+    #[derive(Debug, Clone, PartialEq)]
+    struct Item {
+        name: usize,
+        until: Instant,
+    }
+
+    impl Waits for Item {
+        fn is_wanted(&self, now: Instant) -> bool {
+            now < self.until
+        }
+    }
+
+    struct Bench {
+        line: Line<Path, Item>,
+        now: Instant,
+        pushed: usize,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            Self { line: Line::new(), now: Instant::now(), pushed: 0 }
+        }
+
+        fn push_for(&mut self, path: Path, seconds: u64) {
+            let until = self.now + Duration::from_secs(seconds);
+            self.line.push(path, Item { name: self.pushed, until });
+            self.pushed += 1;
+        }
+
+        fn push(&mut self, path: Path) {
+            self.push_for(path, 1000);
+        }
+
+        /// Kind, names taken, names given up.
+        fn take(&mut self, most: usize, workers: usize) -> Option<(Path, Vec<usize>, Vec<usize>)> {
+            let batch = self.line.take(most, workers, self.now)?;
+            let names = batch.items.into_iter().map(|(_, item)| item.name).collect();
+            Some((batch.kind, names, batch.unwanted.into_iter().map(|item| item.name).collect()))
+        }
+
+        fn run(&mut self, most: usize, workers: usize) -> Vec<usize> {
+            self.take(most, workers).map(|(_, names, _)| names).unwrap_or_default()
+        }
+    }
+
+    #[test]
+    fn a_path_gathers_its_images_and_the_oldest_path_goes_first() {
+        let mut bench = Bench::new();
+        [Some(1), Some(2), Some(1), Some(2), Some(1)].map(|path| bench.push(path));
+        assert_eq!(bench.take(8, 1), Some((Some(1), vec![0, 2, 4], vec![])));
+        assert_eq!(bench.take(8, 1), Some((Some(2), vec![1, 3], vec![])));
+        assert_eq!(bench.take(8, 1), None);
+    }
+
+    #[test]
+    fn the_policy_looks_before_paths_run_and_an_image_keeps_its_age() {
+        let mut bench = Bench::new();
+        [None, Some(1), None].map(|path| bench.push(path));
+        let batch = bench.line.take(8, 1, bench.now).unwrap();
+        assert_eq!(batch.kind, None);
+        assert_eq!(batch.items.len(), 2);
+        batch.items.into_iter().for_each(|(place, item)| bench.line.put_back(Some(2), place, item));
+        bench.push(Some(2));
+        assert_eq!(bench.run(8, 1), [0, 2, 3], "the image that came first goes first, with its like");
+        assert_eq!(bench.run(8, 1), [1]);
+    }
+
+    #[test]
+    fn the_other_workers_get_their_share() {
+        let mut bench = Bench::new();
+        (0..5).for_each(|_| bench.push(Some(1)));
+        assert_eq!(bench.run(8, 2), [0, 1, 2]);
+        assert_eq!(bench.run(8, 2), [3]);
+        assert_eq!(bench.run(8, 2), [4]);
+        (0..5).for_each(|_| bench.push(Some(1)));
+        assert_eq!(bench.run(2, 1), [5, 6], "never more than a batch");
+    }
+
+    #[test]
+    fn a_rare_path_is_not_starved_by_a_common_one() {
+        let mut bench = Bench::new();
+        (0..20).for_each(|_| bench.push(Some(1)));
+        bench.push(Some(9));
+        let mut taken = 0;
+        while !bench.run(4, 1).contains(&20) {
+            taken += 1;
+            (0..4).for_each(|_| bench.push(Some(1))); // as many come as go
+            assert!(taken <= 5, "only what was there before it may go before it");
+        }
+    }
+
+    #[test]
+    fn what_is_not_wanted_any_more_makes_room_for_what_is() {
+        let mut bench = Bench::new();
+        bench.push_for(Some(1), 5);
+        bench.push(Some(1));
+        bench.push_for(Some(1), 5);
+        bench.push(Some(1));
+        bench.now += Duration::from_secs(5);
+        assert_eq!(bench.take(2, 1), Some((Some(1), vec![1, 3], vec![0, 2])));
+        bench.push_for(None, 0);
+        assert_eq!(bench.take(2, 1), Some((None, vec![], vec![4])));
+        assert!(bench.line.is_empty());
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Push(Path, u64),
+        /// Takes; what was to be looked at goes back as this path.
+        Take(u8),
+        Wait(u64),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            (prop::option::of(0u8..4), 0u64..20).prop_map(|(path, seconds)| Step::Push(path, seconds)),
+            (0u8..4).prop_map(Step::Take),
+            (0u64..5).prop_map(Step::Wait),
+        ]
+    }
+
+    proptest! {
+        /// Against a plain list of what waits: every item comes out of its last stage once, run or given up; a batch is
+        /// of one kind, within its bounds, the oldest first and never without the oldest of its stage; only what is too
+        /// late is given up.
+        #[test]
+        fn the_line_is_that_of_a_plain_list(
+            steps in prop::collection::vec(step(), 0..120), most in 1usize..9, workers in 1usize..4,
+        ) {
+            let mut bench = Bench::new();
+            let mut waiting: Vec<(usize, Path)> = Vec::new();
+            let mut out: Vec<usize> = Vec::new();
+            let pushes = steps.iter().filter(|step| matches!(step, Step::Push(..))).count();
+            let drain = std::iter::repeat_n(Step::Take(0), 2 * pushes + 1);
+            for step in steps.into_iter().chain(drain) {
+                match step {
+                    Step::Push(path, seconds) => {
+                        waiting.push((bench.pushed, path));
+                        bench.push_for(path, seconds);
+                    }
+                    Step::Wait(seconds) => bench.now += Duration::from_secs(seconds),
+                    Step::Take(decided) => {
+                        let Some(batch) = bench.line.take(most, workers, bench.now) else {
+                            prop_assert!(waiting.is_empty());
+                            continue;
+                        };
+                        let stage = batch.kind.stage();
+                        prop_assert!(stage == Stage::Look || waiting.iter().all(|(_, path)| path.is_some()));
+                        let in_stage: Vec<usize> =
+                            waiting.iter().filter(|(_, path)| path.stage() == stage).map(|(name, _)| *name).collect();
+                        let names: Vec<usize> = batch.items.iter().map(|(_, item)| item.name).collect();
+                        let gone: Vec<usize> = batch.unwanted.iter().map(|item| item.name).collect();
+                        prop_assert!(names.is_sorted());
+                        prop_assert!(names.len() <= most.min(in_stage.len().div_ceil(workers)));
+                        prop_assert!(names.iter().chain(&gone).min() == in_stage.iter().min());
+                        for (_, item) in &batch.items {
+                            prop_assert!(item.is_wanted(bench.now));
+                        }
+                        for item in &batch.unwanted {
+                            prop_assert!(!item.is_wanted(bench.now));
+                        }
+                        for name in names.iter().chain(&gone) {
+                            let at = waiting.iter().position(|(other, _)| other == name);
+                            prop_assert_eq!(waiting.remove(at.expect("it waits")).1, batch.kind);
+                        }
+                        out.extend(&gone);
+                        for (place, item) in batch.items {
+                            if stage == Stage::Look {
+                                let at = waiting.partition_point(|(other, _)| *other < item.name);
+                                waiting.insert(at, (item.name, Some(decided)));
+                                bench.line.put_back(Some(decided), place, item);
+                            } else {
+                                out.push(item.name);
+                            }
+                        }
+                    }
+                }
+            }
+            out.sort_unstable();
+            prop_assert_eq!(out, (0..bench.pushed).collect::<Vec<_>>());
+            prop_assert!(bench.line.is_empty() && bench.line.groups.is_empty());
+            prop_assert_eq!(bench.line.waiting, [0, 0]);
+        }
+    }
+}
