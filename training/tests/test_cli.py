@@ -54,17 +54,20 @@ def test_from_base_to_bundle(
         assert main([command, *common, "--device", "cpu"]) == 0
     capsys.readouterr()
     folder = tmp_path / "results"
-    assert main(["finetune", *common, "--path", "distribute_k:2"]) == 0
+    assert main(["finetune", *common, "--path", "distribute_k:2", "--epochs", "2"]) == 0
     capsys.readouterr()
     assert main(["evaluate", *common, "--split", "test", "--results", str(folder)]) == 0
     figures = json.loads(capsys.readouterr().out)
     found = [(row["method"], row["phase"]) for row in figures["rows"]]
     assert found[0] == ("full", "base")
     assert {("policy", "finetune"), ("random_k", "base"), ("distribute_k", "finetune")} <= {*found}
+    assert {(r["phase"], r.get("epochs")) for r in figures["rows"]} == {
+        *(("base", 1), ("curriculum", 1), ("finetune", 1), ("finetune", 2), ("base", None))
+    }
     assert all(sum(row["images_by_blocks"]) == 40 for row in figures["rows"])
     output = tmp_path / "RESULTS.md"
     assert main(["table", "--results", str(folder), "--output", str(output)]) == 0
-    assert "| BlockDrop | " in output.read_text()
+    assert "| BlockDrop | finetune, 1 epochs | " in output.read_text()
     assert (folder / "tiny.test.flops.png").stat().st_size > 0
     target = tmp_path / "models" / "tiny" / "1"
     assert main(["export", *common, "--output", str(target), "--phase", "curriculum"]) == 0
@@ -89,6 +92,9 @@ def test_from_base_to_bundle(
         manifest["measured"]["test"]["policy"]["loss"], abs=1e-3
     )
     assert main(["finetune", *again, "--device", "cpu"]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", *again]) == 0
+    assert json.loads(capsys.readouterr().out)["imported"] == "tiny/1"
     other = tmp_path / "folder" / "ant"
     other.mkdir(parents=True)
     Image.new("RGB", (40, 36)).save(other / "1.png")

@@ -41,7 +41,7 @@ from .errors import CheckpointError, ConfigError, DataError, ExportError
 from .evaluate import learned_masks
 from .export import About, Bundle, export, frequent_paths
 from .folder import load_folder
-from .loop import Job, load_nets, share
+from .loop import Job, imported, load_nets, share
 from .nets import Policy, ResNet
 
 TRAINING = Path(__file__).parents[2]
@@ -109,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
         help="finetune the base net for a baseline's paths instead: first_k:N, random_k:N, "
         "distribute_k:N",
     )
+    command.add_argument("--epochs", type=int, help="instead of the configuration's")
     command = add("import", "Start a run from a base checkpoint or a bundle that you have.")
     command.add_argument(
         "--checkpoint", type=Path, required=True, help="the PyTorch file, or the bundle's folder"
@@ -246,12 +247,6 @@ def _import(job: Job, path: Path, layout: str, initial: Path | None) -> None:
         print(place)
 
 
-def _imported(job: Job) -> dict[str, Any] | None:
-    """What the run's base net was imported from, if it was."""
-    path = job.checkpoint("base")
-    return checkpoint.load(path).get("imported") if path.exists() else None
-
-
 def _architecture(settings: Config) -> dict[str, str]:
     pooled = f"-pool{settings.policy.pool}" if settings.policy.pool > 1 else ""
     return {
@@ -329,7 +324,7 @@ def _export(job: Job, given: str | None, output: Path, note: str, command: list[
             else settings.data.name,
             "phase": phase,
             "steps": saved["step"],
-            "imported": _imported(job),
+            "imported": imported(job),
             **_now(command),
         },
         measured=measured,
@@ -380,6 +375,9 @@ def _run(options: argparse.Namespace, arguments: list[str]) -> None:
             save_every=options.save_every,
             evaluate_every=options.evaluate_every,
         )
+        if options.command == "finetune" and options.epochs:
+            tuning = dataclasses.replace(settings.finetune, epochs=options.epochs)
+            job = dataclasses.replace(job, config=dataclasses.replace(settings, finetune=tuning))
         work = functools.partial(TRAINERS[options.command], job)
         if options.command == "finetune" and options.path:
             work = functools.partial(work, heuristic=Heuristic.parse(options.path))

@@ -141,6 +141,12 @@ def load_nets(path: Path, nets: dict[str, nn.Module]) -> dict[str, Any]:
     return saved
 
 
+def imported(job: Job) -> dict[str, Any] | None:
+    """What the run's base net was imported from, if it was."""
+    path = job.checkpoint("base")
+    return checkpoint.load(path).get("imported") if path.exists() else None
+
+
 def run(job: Job, world: World, phase: Phase, images: data.AnyImages) -> None:
     """Run a phase to its end, from its checkpoint where the folder has one."""
     if phase.batch % world.size:

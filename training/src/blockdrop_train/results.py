@@ -86,6 +86,14 @@ def _row(
     return {"method": method, "phase": phase, **figures, "images_by_blocks": counts}
 
 
+def _epochs(saved: dict[str, Any]) -> dict[str, float]:
+    """How many epochs a checkpoint was trained in its phase; nothing for an imported one."""
+    kind = saved["kind"].split("-")[0]
+    if kind not in ("base", "curriculum", "finetune"):
+        return {}
+    return {"epochs": round(saved["config"][kind]["epochs"] * saved["step"] / saved["total"], 2)}
+
+
 def evaluate(job: Job, split: str) -> dict[str, Any]:
     """Figures of every net that the run folder holds, on one split.
 
@@ -100,17 +108,18 @@ def evaluate(job: Job, split: str) -> dict[str, Any]:
     for phase in ("curriculum", "finetune"):
         if not job.checkpoint(phase).exists():
             continue
-        loop.load_nets(job.checkpoint(phase), {"net": net, "policy": policy})
+        saved = loop.load_nets(job.checkpoint(phase), {"net": net, "policy": policy})
         masks = learned_masks(policy, images, normalise)
-        rows.append(_row("full", phase, net, images, normalise))
+        rows.append(_row("full", phase, net, images, normalise) | _epochs(saved))
         rows.append(
             _row("policy", phase, net, images, normalise, masks, policy)
+            | _epochs(saved)
             | {"keep_rates": [round(float(r), 4) for r in masks.float().mean(0)]}
         )
         keep = math.ceil(rows[-1]["blocks_mean"])
     if job.checkpoint("base").exists():
-        loop.load_nets(job.checkpoint("base"), {"net": net})
-        rows.insert(0, _row("full", "base", net, images, normalise))
+        saved = loop.load_nets(job.checkpoint("base"), {"net": net})
+        rows.insert(0, _row("full", "base", net, images, normalise) | _epochs(saved))
         for name in HEURISTICS if keep is not None else ():
             heuristic = Heuristic(name, keep or 0)
             masks = heuristic.masks(net.segments, len(images))
@@ -119,9 +128,9 @@ def evaluate(job: Job, split: str) -> dict[str, Any]:
         name, number = path.stem.removeprefix("finetune-").rsplit("-", 1)
         heuristic = Heuristic(name, int(number))
         if job.checkpoint(phase_of(heuristic)) == path:
-            loop.load_nets(path, {"net": net})
+            saved = loop.load_nets(path, {"net": net})
             masks = heuristic.masks(net.segments, len(images))
-            rows.append(_row(name, "finetune", net, images, normalise, masks))
+            rows.append(_row(name, "finetune", net, images, normalise, masks) | _epochs(saved))
     if not rows:
         raise CheckpointError(f"{job.folder} has no checkpoint to evaluate")
     return {
@@ -132,6 +141,7 @@ def evaluate(job: Job, split: str) -> dict[str, Any]:
         "seed": job.config.seed,
         "split": split,
         "policy_flops": policy_flops(policy),
+        "imported": (loop.imported(job) or {}).get("name"),
         "rows": rows,
     }
 
@@ -188,12 +198,15 @@ def section(figures: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for row in figures["rows"]:
+        epochs = f", {row['epochs']:g} epochs" if "epochs" in row else ""
         lines.append(
-            f"| {TITLES[row['method']]} | {row['phase']} | {100 * row['accuracy']:.2f} "
+            f"| {TITLES[row['method']]} | {row['phase']}{epochs} | {100 * row['accuracy']:.2f} "
             f"| {row['blocks_mean']:.2f} ± {row['blocks_std']:.2f} "
             f"| {row['flops_mean']:.3g} ± {row['flops_std']:.2g} | {row['distinct_masks']} |"
         )
     lines += ["", f"BlockDrop's FLOPs include the policy's {figures['policy_flops']:.3g}."]
+    if figures.get("imported"):
+        lines += ["", f"The nets before finetuning were imported: `{figures['imported']}`."]
     return "\n".join(lines)
 
 
