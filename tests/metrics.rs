@@ -22,7 +22,7 @@ fn written() -> tempfile::TempDir {
 }
 
 /// The names and kinds that apply so far.
-const METRICS: [(&str, &str); 23] = [
+const METRICS: [(&str, &str); 28] = [
     ("blockdrop_requests_total", "counter"),
     ("blockdrop_images_total", "counter"),
     ("blockdrop_rejected_total", "counter"),
@@ -38,6 +38,11 @@ const METRICS: [(&str, &str); 23] = [
     ("blockdrop_queue_depth", "gauge"),
     ("blockdrop_inflight_requests", "gauge"),
     ("blockdrop_model_ready", "gauge"),
+    ("blockdrop_path_cache_bytes", "gauge"),
+    ("blockdrop_path_cache_evictions_total", "counter"),
+    ("blockdrop_path_cache_failures_total", "counter"),
+    ("blockdrop_path_cache_hits_total", "counter"),
+    ("blockdrop_path_cache_misses_total", "counter"),
     ("blockdrop_build_info", "gauge"),
     // The standard ones of a process, where the system has them.
     ("process_cpu_seconds_total", "counter"),
@@ -63,10 +68,12 @@ fn metric_of(series: &str) -> &str {
 
 /// The series a model of `blocks` blocks has.
 fn of_model(name: &str, blocks: usize) -> Vec<String> {
-    let plain = ["images_total", "flops_executed_total", "flops_policy_total", "flops_full_total"];
+    let flops = ["flops_executed_total", "flops_policy_total", "flops_full_total"];
+    let paths = ["hits", "misses", "evictions", "failures"].map(|what| format!("path_cache_{what}_total"));
+    let plain = ["images_total"].into_iter().chain(flops).chain(paths.iter().map(String::as_str));
     let histograms = ["blocks_kept_count", "blocks_kept_sum", "batch_size_count", "batch_size_sum"];
     let mut series: Vec<String> =
-        plain.iter().chain(&histograms).map(|metric| format!("blockdrop_{metric}{{model=\"{name}\"}}")).collect();
+        plain.chain(histograms).map(|metric| format!("blockdrop_{metric}{{model=\"{name}\"}}")).collect();
     for metric in ["kept", "dropped"] {
         series.extend((0..blocks).map(|block| block_series(metric, name, block)));
     }
@@ -115,7 +122,9 @@ async fn every_series_is_there_at_zero_before_the_first_request() {
     // Nothing but what says that the server is there is above zero.
     for (series, value) in &found.values {
         let says_so = ["blockdrop_model_ready", "blockdrop_build_info"].contains(&metric_of(series));
-        if says_so || !series.starts_with("process_") {
+        if metric_of(series) == "blockdrop_path_cache_bytes" {
+            assert!(*value > 0.0, "the full net is compiled at the start: {series}");
+        } else if says_so || !series.starts_with("process_") {
             assert_eq!(*value, f64::from(u8::from(says_so)), "{series}");
         }
     }

@@ -84,7 +84,8 @@ impl Frequent {
     pub fn write(&self, file: &Path) -> Result<(), FrequentError> {
         let failed = |error: std::io::Error| FrequentError { file: file.to_path_buf(), reason: error.to_string() };
         let paths = self.0.iter().map(|(mask, share)| Entry { mask: mask.to_string(), share: *share }).collect();
-        let text = serde_json::to_string_pretty(&File { schema: SCHEMA, paths }).map_err(|error| failed(error.into()))?;
+        let text =
+            serde_json::to_string_pretty(&File { schema: SCHEMA, paths }).map_err(|error| failed(error.into()))?;
         let dir = file.parent().unwrap_or(Path::new("."));
         std::fs::create_dir_all(dir).map_err(failed)?;
         let beside = file.with_extension(format!("{}.tmp", std::process::id()));

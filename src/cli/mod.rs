@@ -1,5 +1,6 @@
 //! The command line: parse, start logging, run one subcommand.
 
+mod bench;
 mod checked;
 mod classify;
 mod evaluate;
@@ -47,6 +48,8 @@ enum Command {
     Inspect(inspect::Options),
     /// Measure accuracy, blocks kept and FLOPs on labelled images.
     Evaluate(evaluate::Options),
+    /// Time the full net against the kept blocks on this machine.
+    Bench(bench::Options),
 }
 
 /// Everything wrong with the options, one line each.
@@ -96,6 +99,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Classify(options) => classify::run(options, problems),
         Command::Inspect(options) => inspect::run(options, problems),
         Command::Evaluate(options) => evaluate::run(options, problems),
+        Command::Bench(options) => bench::run(options, problems),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

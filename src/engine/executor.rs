@@ -28,7 +28,7 @@ pub(super) struct Fused {
 
 impl Fused {
     /// Joins the graphs of `mask` in memory and makes one session of them.
-    pub(super) fn new(bundle: &Bundle, mask: &Mask, sessions: Sessions) -> Result<Self, EngineError> {
+    pub(super) fn new(bundle: &Bundle, mask: &Mask, sessions: &Sessions) -> Result<Self, EngineError> {
         let joined = join(&bundle.path(mask))?;
         let session = sessions.make(&joined.encode_to_vec(), format_args!("the path {mask} as one graph"))?;
         Ok(Self { bound: Bound::new(session, &bundle.stem.input, &bundle.head.output), mask: mask.clone() })
@@ -59,7 +59,7 @@ struct BlockSessions {
 }
 
 impl BlockByBlock {
-    pub(super) fn new(bundle: &Bundle, sessions: Sessions) -> Result<Self, EngineError> {
+    pub(super) fn new(bundle: &Bundle, sessions: &Sessions) -> Result<Self, EngineError> {
         let session = |graph| sessions.of(graph).map(Mutex::new);
         let blocks = bundle.blocks.iter().map(|block| {
             let shortcut = block.shortcut.as_ref().map(session).transpose()?;

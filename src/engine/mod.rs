@@ -7,12 +7,14 @@
 mod cache;
 mod error;
 mod executor;
+mod heap;
 mod paths;
 mod provider;
 mod runtime;
 mod seen;
 mod session;
 mod version;
+mod weights;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -92,12 +94,12 @@ impl Engine {
         paths: Arc<Paths>,
         metrics: PathMetrics,
     ) -> Result<Self, EngineError> {
-        let sessions = Sessions { runtime, provider };
+        let sessions = Sessions::new(runtime, provider);
         let engine = Self {
             costs: bundle.costs(),
             policies: Mutex::default(),
-            blocks: BlockByBlock::new(&bundle, sessions)?,
-            source: Arc::new(Source::new(Arc::clone(&bundle), sessions, threads, metrics)),
+            blocks: BlockByBlock::new(&bundle, &sessions)?,
+            source: Arc::new(Source::new(Arc::clone(&bundle), sessions.clone(), threads, metrics)),
             paths,
             sessions,
             bundle,
@@ -105,6 +107,7 @@ impl Engine {
         let policies = (0..threads).map(|_| engine.make_policy()).collect::<Result<_, _>>()?;
         *engine.policies.lock().unwrap_or_else(PoisonError::into_inner) = policies;
         engine.first_run()?;
+        heap::trim();
         Ok(engine)
     }
 

@@ -12,6 +12,7 @@ use prometheus::{IntCounter, IntGauge};
 use super::cache::Cache;
 use super::error::EngineError;
 use super::executor::{Executor, Fused};
+use super::heap;
 use super::seen::Seen;
 use super::session::Sessions;
 use crate::bundle::{Bundle, Frequent, Graph};
@@ -57,6 +58,8 @@ pub(super) struct Source {
     /// Encoded bytes of stem and head, and of what runs for each block kept and dropped.
     ends: u64,
     blocks: Vec<(u64, u64)>,
+    /// Bytes of an image's tensor.
+    image: u64,
 }
 
 impl Source {
@@ -68,6 +71,7 @@ impl Source {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             ends: size(&bundle.stem) + size(&bundle.head),
             blocks: blocks.map(|block| (size(&block.kept), block.shortcut.as_ref().map_or(0, size))).collect(),
+            image: bundle.stem.input.iter().product::<u64>() * size_of::<f32>() as u64,
             bundle,
             sessions,
             most,
@@ -75,15 +79,18 @@ impl Source {
         }
     }
 
-    /// What a session of the path takes in memory, about: its weights as read and as laid out for the processor, and
-    /// what ONNX Runtime holds for each node.
+    /// What a session of the path takes in memory, about: what ONNX Runtime holds for a session and for each block, the
+    /// buffers of a batch, and the weights where they are not shared, as read and as laid out for the processor.
     fn bytes(&self, mask: &Mask) -> u64 {
-        const SESSION: u64 = 256 << 10;
-        let blocks = self.blocks.iter().zip(mask.iter());
-        let weights = self.ends + blocks.map(|(&(kept, dropped), keep)| if keep { kept } else { dropped }).sum::<u64>();
-        SESSION + 2 * weights
+        const SESSION: u64 = 512 << 10;
+        const BLOCK: u64 = 32 << 10;
+        const BATCH: u64 = 8;
+        let blocks =
+            || self.blocks.iter().zip(mask.iter()).map(|(&(kept, dropped), keep)| if keep { kept } else { dropped });
+        let graphs = blocks().filter(|&bytes| bytes > 0).count() as u64;
+        let weights = if self.sessions.share_weights() { 0 } else { 2 * (self.ends + blocks().sum::<u64>()) };
+        SESSION + BLOCK * graphs + BATCH * self.image + weights
     }
-
 }
 
 /// A compiled path.
@@ -95,10 +102,11 @@ struct Compiled {
 
 impl Compiled {
     fn new(Order { source, mask }: &Order) -> Result<Self, EngineError> {
-        let mut fused = Fused::new(&source.bundle, mask, source.sessions)?;
+        let mut fused = Fused::new(&source.bundle, mask, &source.sessions)?;
         // The first run is slower than those after it.
         let zeros = vec![0.0; source.bundle.stem.input.iter().product::<u64>() as usize];
         fused.run(mask, &[&zeros])?;
+        heap::trim();
         let bytes = source.bytes(mask);
         source.metrics.bytes.add(bytes as i64);
         Ok(Self { fused, bytes, source: Arc::clone(source) })
@@ -368,7 +376,8 @@ fn compile(shared: &Shared) {
                     return;
                 }
                 let next = state.orders.pop_front();
-                if let Some((order, evicted)) = next.and_then(|order| state.make_room(&order).map(|room| (order, room))) {
+                if let Some((order, evicted)) = next.and_then(|order| state.make_room(&order).map(|room| (order, room)))
+                {
                     state.making = Some(order.key());
                     break (order, evicted);
                 }

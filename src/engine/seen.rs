@@ -64,7 +64,9 @@ impl Seen {
         let mut masks: Vec<(&Mask, u64)> = self.counts.iter().map(|(mask, &count)| (mask, count)).collect();
         masks.sort_unstable_by_key(|&(mask, count)| (Reverse(count), Reverse(mask)));
         let total = self.total.max(1) as f64;
-        Frequent(masks.into_iter().take(MOST_FREQUENT).map(|(mask, count)| (mask.clone(), count as f64 / total)).collect())
+        Frequent(
+            masks.into_iter().take(MOST_FREQUENT).map(|(mask, count)| (mask.clone(), count as f64 / total)).collect(),
+        )
     }
 }
 
@@ -101,7 +103,9 @@ mod tests {
     fn new_habits_replace_old_ones() {
         let mut seen = Seen::default();
         seen.add(&mask("10"), 100_000);
-        (0..200_000).for_each(|_| drop(seen.add(&mask("01"), 1)));
+        for _ in 0..200_000 {
+            seen.add(&mask("01"), 1);
+        }
         assert_eq!(seen.frequent().0[0].0, mask("01"));
         assert!(seen.count(&mask("10")) < seen.count(&mask("01")));
     }

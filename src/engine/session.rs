@@ -1,6 +1,8 @@
 //! One ONNX graph made ready on a provider, with its input and output bound to buffers of its own.
 
 use std::fmt::Display;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ort::session::{IoBinding, Session};
 use ort::value::Tensor;
@@ -8,22 +10,44 @@ use ort::value::Tensor;
 use super::error::EngineError;
 use super::provider::Provider;
 use super::runtime::Runtime;
+use super::weights::Weights;
 use crate::bundle::Graph;
 
-/// Makes sessions on one provider.
-#[derive(Clone, Copy)]
+/// Makes the sessions of one model on one provider.
+#[derive(Clone)]
 pub(super) struct Sessions {
     pub(super) runtime: &'static Runtime,
     pub(super) provider: Provider,
+    weights: Arc<Weights>,
+    /// Set where sharing failed.
+    unshared: Arc<AtomicBool>,
 }
 
 impl Sessions {
-    pub(super) fn of(self, graph: &Graph) -> Result<Session, EngineError> {
+    pub(super) fn new(runtime: &'static Runtime, provider: Provider) -> Self {
+        Self { runtime, provider, weights: Arc::new(Weights::new()), unshared: Arc::default() }
+    }
+
+    /// Whether sessions use the same weights in memory.
+    pub(super) fn share_weights(&self) -> bool {
+        self.provider == Provider::Cpu && !self.unshared.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn of(&self, graph: &Graph) -> Result<Session, EngineError> {
         self.make(&graph.to_bytes(), graph.file.display())
     }
 
     /// `what` is named by the error.
-    pub(super) fn make(self, onnx: &[u8], what: impl Display) -> Result<Session, EngineError> {
+    pub(super) fn make(&self, onnx: &[u8], what: impl Display) -> Result<Session, EngineError> {
+        if self.share_weights() {
+            match self.weights.session(self.runtime, onnx) {
+                Ok(session) => return Ok(session),
+                Err(error) => {
+                    self.unshared.store(true, Ordering::Relaxed);
+                    tracing::warn!(%what, %error, "sessions have weights of their own from now on, which takes more memory");
+                }
+            }
+        }
         let failed = |error: &dyn Display| EngineError::Session {
             what: what.to_string(),
             provider: self.provider,
@@ -90,7 +114,8 @@ impl Bound {
     }
 
     fn bind(&self, images: usize) -> Result<Buffers, EngineError> {
-        let batch = |shape: &[i64]| -> Vec<i64> { std::iter::once(images as i64).chain(shape.iter().copied()).collect() };
+        let batch =
+            |shape: &[i64]| -> Vec<i64> { std::iter::once(images as i64).chain(shape.iter().copied()).collect() };
         let mut binding = self.session.create_binding()?;
         let input = Tensor::<f32>::new(self.session.allocator(), batch(&self.input))?;
         binding.bind_output(&*self.names.1, Tensor::<f32>::new(self.session.allocator(), batch(&self.output))?)?;

@@ -164,7 +164,7 @@ mod tests {
     #[test]
     fn a_path_gathers_its_images_and_the_oldest_path_goes_first() {
         let mut bench = Bench::new();
-        [Some(1), Some(2), Some(1), Some(2), Some(1)].map(|path| bench.push(path));
+        [Some(1), Some(2), Some(1), Some(2), Some(1)].into_iter().for_each(|path| bench.push(path));
         assert_eq!(bench.take(8, 1), Some((Some(1), vec![0, 2, 4], vec![])));
         assert_eq!(bench.take(8, 1), Some((Some(2), vec![1, 3], vec![])));
         assert_eq!(bench.take(8, 1), None);
@@ -173,7 +173,7 @@ mod tests {
     #[test]
     fn the_policy_looks_before_paths_run_and_an_image_keeps_its_age() {
         let mut bench = Bench::new();
-        [None, Some(1), None].map(|path| bench.push(path));
+        [None, Some(1), None].into_iter().for_each(|path| bench.push(path));
         let batch = bench.line.take(8, 1, bench.now).unwrap();
         assert_eq!(batch.kind, None);
         assert_eq!(batch.items.len(), 2);

@@ -36,7 +36,10 @@ impl Backend for Fake {
         self.batches.lock().unwrap().push(firsts.clone());
         assert!(!firsts.contains(&13.0), "unlucky");
         assert!(firsts.iter().all(|first| mask.is_full() || *first < 100.0), "{mask} is not the mask of {firsts:?}");
-        firsts.into_iter().map(|first| if first == 12.0 { Err(EngineError::NotFinite) } else { Ok(vec![first]) }).collect()
+        firsts
+            .into_iter()
+            .map(|first| if first == 12.0 { Err(EngineError::NotFinite) } else { Ok(vec![first]) })
+            .collect()
     }
 }
 
@@ -78,12 +81,7 @@ impl Bench {
         Self { model, permits: Some(permits), admission, scheduler, metrics }
     }
 
-    fn submit_for(
-        &self,
-        path: Path,
-        pixel: f32,
-        deadline: Instant,
-    ) -> oneshot::Receiver<Result<Answer, WorkError>> {
+    fn submit_for(&self, path: Path, pixel: f32, deadline: Instant) -> oneshot::Receiver<Result<Answer, WorkError>> {
         let selection = Choice { path, ..Choice::default() };
         self.scheduler.submit(Work {
             model: Arc::clone(&self.model) as Arc<dyn Model>,
@@ -221,11 +219,12 @@ fn images_of_one_mask_run_together_and_the_oldest_goes_first() {
 fn groups_fill_while_workers_are_busy_and_a_place_is_held_until_the_path_runs() {
     let mut bench = Bench::new(1, 4);
     let first = bench.occupy();
-    let answers: Vec<_> = (1..=12).map(|number| bench.submit_learned(if number % 3 == 0 { 200.0 } else { 1.0 })).collect();
+    let answers: Vec<_> =
+        (1..=12).map(|number| bench.submit_learned(if number % 3 == 0 { 200.0 } else { 1.0 })).collect();
     assert_eq!(bench.admission.places(64 - 11).unwrap_err(), Refused::Full, "12 of 64 places are taken");
     bench.release();
     assert_eq!(pixel(first), 0.0);
-    answers.into_iter().for_each(|answer| drop(pixel(answer)));
+    assert_eq!(answers.into_iter().map(pixel).filter(|&first| first == 200.0).count(), 4);
     assert_eq!(bench.looked().iter().map(Vec::len).collect::<Vec<_>>(), [4, 4, 4]);
     assert_eq!(bench.batches()[1..], [vec![1.0; 4], vec![200.0; 4], vec![1.0; 4]], "full batches, though masks mix");
     assert_eq!(bench.admission.places(64).unwrap().len(), 64);

@@ -1,0 +1,237 @@
+//! The measuring: every way to run the same images, in turn, round after round.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::sync::Barrier;
+use std::time::{Duration, Instant};
+
+use anyhow::anyhow;
+use blockdrop::engine::{Backend, Engine, EngineError, PathMetrics};
+use blockdrop::policy::Mask;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+use super::images::Work;
+use super::statistics::{Estimate, estimate, median};
+
+/// How many threads run how many images at a time.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Case {
+    pub(super) workers: usize,
+    pub(super) batch: usize,
+}
+
+/// What a way to run the images took.
+#[derive(Debug, Serialize)]
+pub(super) struct Arm {
+    pub(super) workers: usize,
+    pub(super) batch: usize,
+    pub(super) what: &'static str,
+    pub(super) rounds: usize,
+    /// Median over the rounds of a worker's time for an image.
+    pub(super) ms_per_image: f64,
+    /// Of all workers together.
+    pub(super) images_per_second: f64,
+    /// Time over that of the full net as one graph in the same round.
+    pub(super) time_ratio: Estimate,
+    /// FLOPs over those of the full net, the mean over the images.
+    pub(super) flops_ratio: f64,
+    /// Share of the path's runs that found it compiled.
+    pub(super) compiled: Option<f64>,
+}
+
+/// The ways to run images. The first is what all are compared with.
+const WAYS: [Way; 5] = [Way::Full, Way::Policy, Way::Blocks, Way::Paths, Way::Learned];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// The full net as one graph.
+    Full,
+    /// The policy network.
+    Policy,
+    /// Each image's blocks, one graph after another.
+    Blocks,
+    /// Each image's blocks as the server runs them: compiled paths.
+    Paths,
+    /// The policy network and then the paths.
+    Learned,
+}
+
+impl Way {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full net, one graph",
+            Self::Policy => "policy network",
+            Self::Blocks => "kept blocks, one by one",
+            Self::Paths => "kept blocks, one graph",
+            Self::Learned => "policy and kept blocks",
+        }
+    }
+
+    fn flops_ratio(self, engine: &Engine, work: &Work) -> f64 {
+        let costs = engine.costs();
+        let path = |mask: &Mask| costs.executed(mask) as f64;
+        let mean = work.masks.iter().map(path).sum::<f64>() / work.masks.len() as f64;
+        let flops = match self {
+            Self::Full => costs.full() as f64,
+            Self::Policy => costs.policy as f64,
+            Self::Blocks | Self::Paths => mean,
+            Self::Learned => mean + costs.policy as f64,
+        };
+        flops / costs.full() as f64
+    }
+}
+
+/// The images of a pass in batches: as they come, and gathered by mask as in the server's queue.
+struct Batches<'w> {
+    in_order: Vec<Vec<&'w [f32]>>,
+    by_mask: Vec<(&'w Mask, Vec<&'w [f32]>)>,
+}
+
+impl<'w> Batches<'w> {
+    fn new(work: &'w Work, batch: usize) -> Self {
+        let pixels = || work.pixels.iter().map(|image| &**image);
+        let in_order = pixels().collect::<Vec<_>>().chunks(batch).map(<[_]>::to_vec).collect();
+        let by_mask = if batch == 1 {
+            work.masks.iter().zip(pixels()).map(|(mask, image)| (mask, vec![image])).collect()
+        } else {
+            let mut groups: BTreeMap<&Mask, Vec<&[f32]>> = BTreeMap::new();
+            work.masks.iter().zip(pixels()).for_each(|(mask, image)| groups.entry(mask).or_default().push(image));
+            let chunks = groups.into_iter().flat_map(|(mask, images)| {
+                images.chunks(batch).map(|chunk| (mask, chunk.to_vec())).collect::<Vec<_>>()
+            });
+            chunks.collect()
+        };
+        Self { in_order, by_mask }
+    }
+
+    /// Runs every image once, beginning with the batch `from`.
+    fn pass(&self, way: Way, engine: &Engine, from: usize) -> Result<(), EngineError> {
+        let full = Mask::full(engine.costs().blocks.len());
+        let in_order = || turned(&self.in_order, from);
+        let by_mask = || turned(&self.by_mask, from);
+        let path =
+            |mask: &Mask, images: &[&[f32]]| engine.run(mask, images).into_iter().try_for_each(|one| one.map(drop));
+        match way {
+            Way::Full => in_order().try_for_each(|images| path(&full, images)),
+            Way::Policy => in_order().try_for_each(|images| engine.policy_logits(images).map(drop)),
+            Way::Blocks => by_mask().try_for_each(|(mask, images)| engine.run_blocks(mask, images).map(drop)),
+            Way::Paths => by_mask().try_for_each(|(mask, images)| path(mask, images)),
+            // Image by image as on an idle server; the policy ahead of the paths as on a busy one.
+            Way::Learned if self.in_order.len() == self.by_mask.len() => {
+                in_order().zip(by_mask()).try_for_each(|(images, (mask, group))| {
+                    engine.policy_logits(images)?;
+                    path(mask, group)
+                })
+            }
+            Way::Learned => {
+                in_order().try_for_each(|images| engine.policy_logits(images).map(drop))?;
+                by_mask().try_for_each(|(mask, images)| path(mask, images))
+            }
+        }
+    }
+}
+
+fn turned<T>(all: &[T], from: usize) -> impl Iterator<Item = &T> {
+    let (before, after) = all.split_at(from % all.len());
+    after.iter().chain(before)
+}
+
+/// One pass of every worker at once; the time until the last has ended.
+fn pass(way: Way, case: Case, engine: &Engine, batches: &Batches<'_>) -> anyhow::Result<Duration> {
+    let start = Barrier::new(case.workers + 1);
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..case.workers)
+            .map(|worker| {
+                let start = &start;
+                scope.spawn(move || {
+                    start.wait();
+                    batches.pass(way, engine, worker * batches.in_order.len() / case.workers)
+                })
+            })
+            .collect();
+        start.wait();
+        let started = Instant::now();
+        for thread in threads {
+            thread.join().map_err(|_| anyhow!("a thread failed"))??;
+        }
+        Ok(started.elapsed())
+    })
+}
+
+/// Rounds at least: fewer say nothing of how sure a ratio is.
+const LEAST_ROUNDS: usize = 5;
+
+/// Measures every case for about `time` each.
+pub(super) fn all(
+    engine: &Engine,
+    metrics: &PathMetrics,
+    work: &Work,
+    cases: &[Case],
+    time: Duration,
+) -> anyhow::Result<Vec<Arm>> {
+    let bar = ProgressBar::new(cases.len() as u64 * time.as_millis() as u64);
+    if !std::io::stderr().is_terminal() {
+        bar.set_draw_target(ProgressDrawTarget::hidden());
+    }
+    let style = ProgressStyle::with_template("{msg} {wide_bar} {percent} %, {eta} left");
+    bar.set_style(style.expect("a valid template"));
+    let mut arms = Vec::new();
+    for (number, &case) in cases.iter().enumerate() {
+        let Case { workers, batch } = case;
+        bar.set_message(format!("{workers} workers, batch {batch}"));
+        let batches = Batches::new(work, batch);
+        warm(engine, metrics, case, &batches)?;
+        let started = Instant::now();
+        let mut seconds: [Vec<f64>; WAYS.len()] = Default::default();
+        let (mut runs, mut compiled) = ([0; WAYS.len()], [0; WAYS.len()]);
+        let mut round = 0;
+        while round < LEAST_ROUNDS || started.elapsed() < time {
+            for turn in 0..WAYS.len() {
+                // Each way begins a round as often as the others.
+                let at = (turn + round) % WAYS.len();
+                let (hits, misses) = (metrics.hits.get(), metrics.misses.get());
+                seconds[at].push(pass(WAYS[at], case, engine, &batches)?.as_secs_f64());
+                compiled[at] += metrics.hits.get() - hits;
+                runs[at] += metrics.hits.get() - hits + metrics.misses.get() - misses;
+            }
+            round += 1;
+            let done = number as u64 * time.as_millis() as u64 + started.elapsed().min(time).as_millis() as u64;
+            bar.set_position(done);
+        }
+        for (at, way) in WAYS.into_iter().enumerate() {
+            let images = work.pixels.len() as f64;
+            let middle = median(seconds[at].clone());
+            let ratios: Vec<f64> = seconds[at].iter().zip(&seconds[0]).map(|(own, full)| own / full).collect();
+            arms.push(Arm {
+                workers,
+                batch,
+                what: way.name(),
+                rounds: ratios.len(),
+                ms_per_image: 1e3 * middle / images,
+                images_per_second: workers as f64 * images / middle,
+                time_ratio: estimate(&ratios),
+                flops_ratio: way.flops_ratio(engine, work),
+                compiled: (runs[at] > 0).then(|| compiled[at] as f64 / runs[at] as f64),
+            });
+        }
+    }
+    bar.finish_and_clear();
+    Ok(arms)
+}
+
+/// Runs passes until every path is compiled for every worker, or it gets no better.
+fn warm(engine: &Engine, metrics: &PathMetrics, case: Case, batches: &Batches<'_>) -> anyhow::Result<()> {
+    const MOST: usize = 8;
+    for _ in 0..MOST {
+        let misses = metrics.misses.get();
+        for way in WAYS {
+            pass(way, case, engine, batches)?;
+        }
+        engine.settle(Duration::from_secs(600));
+        if metrics.misses.get() == misses {
+            break;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,161 @@
+//! `blockdrop bench BUNDLE`
+
+mod images;
+mod measure;
+mod statistics;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use blockdrop::bundle::Bundle;
+use blockdrop::engine::{Engine, PathMetrics, Paths, Runtime};
+use clap::Args;
+use clap::builder::BoolishValueParser;
+use serde::Serialize;
+
+use super::Failure;
+use super::checked::{Checked, Problems};
+use super::memory;
+use super::options::{RunOn, title};
+use super::table::{print, table};
+use images::{Masks, Work};
+use measure::{Arm, Case};
+
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Directory of the bundle, such as models/cifar10-resnet32/1.
+    bundle: PathBuf,
+
+    /// Images to run: a folder of image files, a CIFAR binary file, or a directory with test*.bin in it.
+    #[arg(long, env = "BLOCKDROP_IMAGES")]
+    images: PathBuf,
+
+    /// Images in a pass; fewer files than that are used several times.
+    #[arg(long, env = "BLOCKDROP_COUNT", default_value = "128")]
+    count: Checked<usize>,
+
+    /// Where masks come from: policy (what the policy network decides for each image) or frequent (drawn from the
+    /// bundle's frequent masks by their shares; the policy network runs all the same).
+    #[arg(long, env = "BLOCKDROP_MASKS", default_value = "policy")]
+    masks: Checked<Masks>,
+
+    /// Images that run together.
+    #[arg(long, env = "BLOCKDROP_BATCH", default_value = "1,8", value_delimiter = ',')]
+    batch: Vec<Checked<usize>>,
+
+    /// Seconds to measure for each batch size and number of workers.
+    #[arg(long, env = "BLOCKDROP_SECONDS", default_value = "10")]
+    seconds: Checked<f64>,
+
+    #[command(flatten)]
+    run_on: RunOn,
+
+    /// Print JSON instead of a table.
+    #[arg(long, env = "BLOCKDROP_JSON", value_parser = BoolishValueParser::new())]
+    json: bool,
+}
+
+pub(crate) fn run(options: Options, mut problems: Problems) -> Result<(), Failure> {
+    let running = options.run_on.check(&mut problems);
+    let count = problems.take("--count", "1 to 100000 images", options.count, |count| (1..=100_000).contains(count));
+    let masks = problems.take("--masks", "policy or frequent", options.masks, |_| true);
+    let batches: Option<Vec<usize>> = options
+        .batch
+        .into_iter()
+        .map(|batch| problems.take("--batch", "1 to 512 images", batch, |batch| (1..=512).contains(batch)))
+        .collect();
+    let seconds =
+        problems.take("--seconds", "0.1 to 3600 seconds", options.seconds, |seconds| (0.1..=3600.0).contains(seconds));
+    let (running, count, masks, batches, seconds) =
+        problems.or((|| Some((running?, count?, masks?, batches?, seconds?)))())?;
+
+    let bundle = Bundle::load(&options.bundle)?;
+    let name = title(&bundle.dir);
+    let runtime = Runtime::load(running.onnxruntime.as_deref())?;
+    let paths = Arc::new(Paths::start(memory::quarter())?);
+    let metrics = PathMetrics::default();
+    let engine = Engine::new(Arc::new(bundle), runtime, running.provider, running.workers, paths, metrics.clone())?;
+    let work = Work::load(&options.images, &engine, count, masks)?;
+
+    let mut workers = vec![1, running.workers];
+    workers.dedup();
+    let cases: Vec<Case> =
+        workers.into_iter().flat_map(|workers| batches.iter().map(move |&batch| Case { workers, batch })).collect();
+    let measured = measure::all(&engine, &metrics, &work, &cases, Duration::from_secs_f64(seconds))?;
+    let report = Report {
+        bundle: name,
+        provider: engine.provider().to_string(),
+        onnxruntime: runtime.version().to_owned(),
+        images: work.pixels.len(),
+        blocks_mean: work.masks.iter().map(|mask| mask.kept() as f64).sum::<f64>() / work.masks.len() as f64,
+        blocks_total: engine.costs().blocks.len(),
+        distinct_masks: work.distinct(),
+        path_bytes: metrics.bytes.get(),
+        measured,
+    };
+    if options.json {
+        print(serde_json::to_string_pretty(&report)?)?;
+    } else {
+        report.print()?;
+    }
+    Ok(())
+}
+
+#[derive(Serialize)]
+struct Report {
+    bundle: String,
+    provider: String,
+    onnxruntime: String,
+    /// In a pass.
+    images: usize,
+    blocks_mean: f64,
+    blocks_total: usize,
+    distinct_masks: usize,
+    /// Memory of the compiled paths, about.
+    path_bytes: i64,
+    measured: Vec<Arm>,
+}
+
+impl Report {
+    fn print(&self) -> std::io::Result<()> {
+        print(format!(
+            "{} on {}, ONNX Runtime {}: {} images, {:.2} of {} blocks, {} masks, compiled paths {:.1} MB",
+            self.bundle,
+            self.provider,
+            self.onnxruntime,
+            self.images,
+            self.blocks_mean,
+            self.blocks_total,
+            self.distinct_masks,
+            self.path_bytes as f64 / 1e6,
+        ))?;
+        let mut rows = table(&[
+            "workers>",
+            "batch>",
+            "what runs",
+            "ms per image>",
+            "images/s>",
+            "time/full>",
+            "95 % interval>",
+            "FLOPs/full>",
+            "time/FLOPs>",
+            "compiled>",
+        ]);
+        for arm in &self.measured {
+            rows.add_row([
+                arm.workers.to_string(),
+                arm.batch.to_string(),
+                arm.what.to_owned(),
+                format!("{:.3}", arm.ms_per_image),
+                format!("{:.0}", arm.images_per_second),
+                format!("{:.3}", arm.time_ratio.median),
+                format!("{:.3} to {:.3}", arm.time_ratio.low, arm.time_ratio.high),
+                format!("{:.3}", arm.flops_ratio),
+                format!("{:.3}", arm.time_ratio.median / arm.flops_ratio),
+                arm.compiled.map_or_else(String::new, |share| format!("{:.0} %", 100.0 * share)),
+            ]);
+        }
+        print(rows)
+    }
+}
