@@ -35,6 +35,27 @@ build: ## build the release binary, target/release/blockdrop
 	@scripts/need cargo cc
 	$(CARGO) build --release --locked --bin blockdrop
 
+# Images at hand: CIFAR-10 where it is unpacked, with the masks that the policy decides; else the samples, with masks
+# drawn as the bundle says that they recur.
+BUNDLE ?= models/cifar10-resnet32/1
+CIFAR := $(wildcard $(CACHE)/data/cifar-10-batches-bin)
+IMAGES ?= $(or $(CIFAR),samples)
+MASKS ?= $(if $(filter samples,$(IMAGES)),frequent,policy)
+
+.PHONY: bench
+bench: ## time the full net against the kept blocks (BUNDLE=..., IMAGES=..., MASKS=frequent, ARGS="...")
+	@scripts/need cargo cc python3 $(pip)
+	@$(with_onnxruntime) && \
+	exec $(CARGO) run --release --locked --bin blockdrop -- \
+		bench "$(BUNDLE)" --images "$(IMAGES)" --masks "$(MASKS)" --http $(ARGS)
+
+.PHONY: photos
+photos: ## draw JPEG files of photographs' size to time larger nets with (FOLDER=...)
+	@test -n "$(FOLDER)" || { echo 'make photos: say FOLDER=...' >&2; exit 2; }
+	@scripts/need python3:3.11 venv
+	@venv="$$(scripts/venv samples scripts/samples-requirements.txt)" && set -x && \
+	"$$venv/bin/python" scripts/draw_photos.py "$(FOLDER)"
+
 .PHONY: test
 test: test-scripts ## run all tests of the product and of its scripts
 	@scripts/need cargo cc python3 $(pip)

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::io::Cursor;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -46,11 +47,13 @@ impl fmt::Display for Masks {
 pub(super) struct Work {
     pub(super) pixels: Vec<Vec<f32>>,
     pub(super) masks: Vec<Mask>,
+    /// The images as files.
+    pub(super) files: Vec<Vec<u8>>,
 }
 
 impl Work {
     pub(super) fn load(path: &Path, engine: &Engine, count: usize, masks: Masks) -> anyhow::Result<Self> {
-        let images = read(path, &engine.bundle().labels, count)?;
+        let (images, files) = read(path, &engine.bundle().labels, count)?;
         let input = &engine.bundle().manifest.input;
         let tensors: Vec<Vec<f32>> = images.iter().map(|image| preprocess(image, input)).collect();
         let pixels: Vec<Vec<f32>> = tensors.into_iter().cycle().take(count).collect();
@@ -58,7 +61,7 @@ impl Work {
             Masks::Policy => learned(engine, &pixels)?,
             Masks::Frequent => drawn(engine, count)?,
         };
-        Ok(Self { pixels, masks })
+        Ok(Self { pixels, masks, files })
     }
 
     pub(super) fn distinct(&self) -> usize {
@@ -94,13 +97,20 @@ fn drawn(engine: &Engine, count: usize) -> anyhow::Result<Vec<Mask>> {
     Ok((0..count).map(draw).collect())
 }
 
-/// The first images of CIFAR files or of a folder of image files, at most `most`.
-fn read(path: &Path, labels: &[String], most: usize) -> anyhow::Result<Vec<RgbImage>> {
+/// The first images of CIFAR files or of a folder of image files, at most `most`: as they are and as files (of CIFAR,
+/// PNG).
+fn read(path: &Path, labels: &[String], most: usize) -> anyhow::Result<(Vec<RgbImage>, Vec<Vec<u8>>)> {
     let names = if path.is_dir() { names(path)? } else { Vec::new() };
     let is_cifar = |file: &PathBuf| file.extension().is_some_and(|extension| extension == "bin");
     if !path.is_dir() || names.iter().any(is_cifar) {
         let data = Dataset::open(path, labels)?;
-        return (0..data.len().min(most)).map(|index| Ok(data.get(index)?.0)).collect();
+        let image = |index| -> anyhow::Result<(RgbImage, Vec<u8>)> {
+            let (image, _) = data.get(index)?;
+            let mut png = Cursor::new(Vec::new());
+            image.write_to(&mut png, image::ImageFormat::Png)?;
+            Ok((image, png.into_inner()))
+        };
+        return (0..data.len().min(most)).map(image).collect();
     }
     let is_image = |file: &PathBuf| {
         let extension = file.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
@@ -110,9 +120,9 @@ fn read(path: &Path, labels: &[String], most: usize) -> anyhow::Result<Vec<RgbIm
     if files.is_empty() {
         bail!("{}: found no images, expected files such as .jpg or .png, or CIFAR's .bin files", path.display());
     }
-    let image = |file: &PathBuf| -> anyhow::Result<RgbImage> {
+    let image = |file: &PathBuf| -> anyhow::Result<(RgbImage, Vec<u8>)> {
         let bytes = std::fs::read(file).with_context(|| file.display().to_string())?;
-        decode(&bytes, MAX_PIXELS).with_context(|| file.display().to_string())
+        Ok((decode(&bytes, MAX_PIXELS).with_context(|| file.display().to_string())?, bytes))
     };
     files.iter().map(image).collect()
 }

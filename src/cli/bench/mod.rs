@@ -1,5 +1,6 @@
 //! `blockdrop bench BUNDLE`
 
+mod http;
 mod images;
 mod measure;
 mod statistics;
@@ -19,8 +20,10 @@ use super::checked::{Checked, Problems};
 use super::memory;
 use super::options::{RunOn, title};
 use super::table::{print, table};
+use http::Latency;
 use images::{Masks, Work};
 use measure::{Arm, Case};
+use statistics::Estimate;
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -47,6 +50,10 @@ pub(crate) struct Options {
     /// Seconds to measure for each batch size and number of workers.
     #[arg(long, env = "BLOCKDROP_SECONDS", default_value = "10")]
     seconds: Checked<f64>,
+
+    /// Also time requests to a server of the bundle's repository, one client over loopback.
+    #[arg(long, env = "BLOCKDROP_HTTP", value_parser = BoolishValueParser::new())]
+    http: bool,
 
     #[command(flatten)]
     run_on: RunOn,
@@ -82,8 +89,9 @@ pub(crate) fn run(options: Options, mut problems: Problems) -> Result<(), Failur
     workers.dedup();
     let cases: Vec<Case> =
         workers.into_iter().flat_map(|workers| batches.iter().map(move |&batch| Case { workers, batch })).collect();
-    let measured = measure::all(&engine, &metrics, &work, &cases, Duration::from_secs_f64(seconds))?;
-    let report = Report {
+    let time = Duration::from_secs_f64(seconds);
+    let measured = measure::all(&engine, &metrics, &work, &cases, time)?;
+    let mut report = Report {
         bundle: name,
         provider: engine.provider().to_string(),
         onnxruntime: runtime.version().to_owned(),
@@ -93,7 +101,13 @@ pub(crate) fn run(options: Options, mut problems: Problems) -> Result<(), Failur
         distinct_masks: work.distinct(),
         path_bytes: metrics.bytes.get(),
         measured,
+        http: None,
     };
+    if options.http {
+        drop(engine); // its memory is the server's now
+        let library = running.onnxruntime.as_deref();
+        report.http = Some(http::measure(&options.bundle, library, &work.files, time)?);
+    }
     if options.json {
         print(serde_json::to_string_pretty(&report)?)?;
     } else {
@@ -115,6 +129,9 @@ struct Report {
     /// Memory of the compiled paths, about.
     path_bytes: i64,
     measured: Vec<Arm>,
+    /// Requests to a server, milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    http: Option<Latency>,
 }
 
 impl Report {
@@ -155,6 +172,21 @@ impl Report {
                 format!("{:.3}", arm.time_ratio.median / arm.flops_ratio),
                 arm.compiled.map_or_else(String::new, |share| format!("{:.0} %", 100.0 * share)),
             ]);
+        }
+        print(rows)?;
+        let Some(http) = &self.http else { return Ok(()) };
+        print(format!("\nHTTP, one client, {} requests, ms:", http.requests))?;
+        let mut rows = table(&["what", "median>", "95 % interval>"]);
+        for (what, estimate) in [
+            ("request, as the client sees it", http.request),
+            ("  policy and path", http.engine),
+            ("  added by the server", http.added),
+            ("    decode", http.decode),
+            ("    preprocess", http.preprocess),
+            ("    thread to thread", http.queue),
+        ] {
+            let Estimate { median, low, high } = estimate;
+            rows.add_row([what.to_owned(), format!("{median:.3}"), format!("{low:.3} to {high:.3}")]);
         }
         print(rows)
     }
