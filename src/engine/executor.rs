@@ -77,10 +77,17 @@ impl BlockByBlock {
 impl Executor for &BlockByBlock {
     fn run(&mut self, mask: &Mask, images: &[&[f32]]) -> Result<Vec<Vec<f32>>, EngineError> {
         assert_eq!(mask.len(), self.blocks.len(), "a mask has a bit for each block");
-        let pixels = images.concat();
+        let together;
+        let pixels: &[f32] = match images {
+            [alone] => alone,
+            images => {
+                together = images.concat();
+                &together
+            }
+        };
         let shape: Vec<i64> = std::iter::once(images.len() as i64).chain(self.image.iter().copied()).collect();
         // On the CPU the activations pass from session to session as they are, without a copy.
-        let mut x = step(&self.stem, TensorRef::from_array_view((shape, &*pixels))?)?;
+        let mut x = step(&self.stem, TensorRef::from_array_view((shape, pixels))?)?;
         for (block, keep) in self.blocks.iter().zip(mask.iter()) {
             let session = if keep { Some(&block.kept) } else { block.shortcut.as_ref() };
             if let Some(session) = session {

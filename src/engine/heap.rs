@@ -1,4 +1,4 @@
-//! The system's allocator.
+//! The C library's heap. Unsafe code: nothing in the standard library reaches it.
 #![allow(unsafe_code)]
 
 /// Gives free memory back to the system. Making a session takes and frees several times what the session keeps, in pieces

@@ -1,6 +1,6 @@
 //! The version that ONNX Runtime's library says it has.
 //!
-//! The one module with unsafe code: `ort` reads this version to check it, but does not give it out.
+//! Unsafe code, since `ort` reads this version to check it, but does not give it out.
 #![allow(unsafe_code)]
 
 use std::ffi::CStr;
