@@ -47,6 +47,14 @@ pub(crate) fn models(name: &str, net: &Net) -> tempfile::TempDir {
     dir
 }
 
+/// Writes a file of frequent masks (a bundle's `paths.json`, or a server's profile).
+pub(crate) fn write_paths(file: &Path, paths: &[(&str, f64)]) {
+    let paths: Vec<_> = paths.iter().map(|(mask, share)| serde_json::json!({"mask": mask, "share": share})).collect();
+    let text = serde_json::json!({"schema": 1, "paths": paths}).to_string();
+    std::fs::create_dir_all(file.parent().expect("a directory")).expect("the directory can be made");
+    std::fs::write(file, text).expect("the file can be written");
+}
+
 /// The command under test. Nothing in this process's environment sets its options.
 pub(crate) fn blockdrop() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_blockdrop"));

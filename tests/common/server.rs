@@ -206,6 +206,29 @@ pub(crate) fn parts(images: &[Vec<u8>]) -> reqwest::multipart::Form {
     })
 }
 
+/// What the metrics say of a model's compiled paths.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct PathCounts {
+    pub(crate) hits: f64,
+    pub(crate) misses: f64,
+    pub(crate) evictions: f64,
+    pub(crate) failures: f64,
+    pub(crate) bytes: f64,
+    /// Groups of images that ran a path together.
+    pub(crate) batches: f64,
+    pub(crate) images: f64,
+}
+
+impl PathCounts {
+    /// Checks what holds of every server that runs nothing at the moment: `images` were answered, each group found its
+    /// path compiled or did not, and nothing failed.
+    pub(crate) fn check(&self, images: usize) {
+        assert_eq!(self.images, images as f64, "{self:?}");
+        assert_eq!(self.hits + self.misses, self.batches, "{self:?}");
+        assert_eq!(self.failures, 0.0, "{self:?}");
+    }
+}
+
 /// The text format of Prometheus: a value for each series.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Series {
@@ -235,6 +258,20 @@ impl Series {
     /// The value of `name{labels}`, as it is written there.
     pub(crate) fn of(&self, name: &str) -> f64 {
         *self.values.get(name).unwrap_or_else(|| panic!("{name} is not among: {:#?}", self.values.keys()))
+    }
+
+    /// What became of the paths of `model`.
+    pub(crate) fn paths(&self, model: &str) -> PathCounts {
+        let of = |metric: &str| self.of(&format!("blockdrop_{metric}{{model=\"{model}\"}}"));
+        PathCounts {
+            hits: of("path_cache_hits_total"),
+            misses: of("path_cache_misses_total"),
+            evictions: of("path_cache_evictions_total"),
+            failures: of("path_cache_failures_total"),
+            bytes: of("path_cache_bytes"),
+            batches: of("batch_size_count"),
+            images: of("images_total"),
+        }
     }
 
     /// Requests answered with `code`.
