@@ -1,4 +1,4 @@
-//! The command line: what inspect, classify and evaluate print, where options come from, and how it fails.
+//! The command line: what inspect, classify and evaluate print (of bench, see bench.rs), where options come from, and how it fails.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -299,13 +299,15 @@ fn wrong_paths_and_budgets_are_named_as_flags() {
 }
 
 /// For each option that is checked: a wrong value, and what the message says was expected.
-const WRONG: [(&str, &str, &str); 13] = [
+const WRONG: [(&str, &str, &str); 15] = [
     ("--http-addr", "localhost", "an IP address and a port"),
     ("--admin-addr", "8081", "an IP address and a port"),
     ("--provider", "gpu", "cpu, cuda or cuda:N"),
     ("--workers", "0", "1 to 1024 threads"),
     ("--max-batch", "513", "1 to 512 images"),
     ("--max-queue", "none", "1 to 1000000 images"),
+    ("--path-cache-bytes", "1GiB", "a number of bytes from 0"),
+    ("--warm-up", "2days", "a time from 0s to 1day"),
     ("--max-images", "-1", "1 to 4096 images"),
     ("--max-body-bytes", "16MiB", "a number of bytes from 1"),
     ("--max-bodies-bytes", "x", "at least --max-body-bytes"),
@@ -347,6 +349,7 @@ fn everything_wrong_is_reported_at_once() {
         (&["serve", "--no-such-flag"][..], "--no-such-flag"),
         (&["classify"], "IMAGES"),
         (&["evaluate", "bundle"], "--data"),
+        (&["bench", "bundle"], "--images"),
         (&["inspect"], "BUNDLE"),
         (&["dance"], "dance"),
         (&[], "Usage"),
@@ -362,7 +365,7 @@ fn everything_wrong_is_reported_at_once() {
 #[test]
 fn every_flag_has_its_name_in_the_environment_and_in_the_help() {
     let mut flags = HashSet::new();
-    for command in ["serve", "classify", "inspect", "evaluate"] {
+    for command in ["serve", "classify", "inspect", "evaluate", "bench"] {
         let help = run([command, "--help"]);
         assert_eq!((help.code, help.err.as_str()), (Some(0), ""));
         // From a line that begins with a flag to the next one is its help.
@@ -480,9 +483,10 @@ fn onnxruntime_that_is_not_there_is_named() {
     fs::write(&other, "no library").unwrap();
     let data = dir.path().join("data.bin");
     fs::write(&data, Labelled::new(2).cifar(false)).unwrap();
-    let commands: [&[&str]; 3] = [
+    let commands: [&[&str]; 4] = [
         &["classify", "--bundle", text(&bundle), text(&image)],
         &["evaluate", text(&bundle), "--data", text(&data)],
+        &["bench", text(&bundle), "--images", text(&data)],
         &["serve", "--models", text(dir.path()), "--http-addr=127.0.0.1:0", "--admin-addr=127.0.0.1:0"],
     ];
     for args in commands {
