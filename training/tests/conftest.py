@@ -61,7 +61,7 @@ def tiny() -> Config:
         curriculum=Curriculum(
             method="gates", epochs=2, batch=30, warmup_epochs=1, flops=9e5, calibrate=8e5
         ),
-        finetune=Finetune(method="paths", epochs=2, batch=30, rate=0.05, full_rows=0.5),
+        finetune=Finetune(method="paths", epochs=2, batch=30, rate=0.05, full_rows=0.5, settle=2),
     )
 
 

@@ -51,6 +51,11 @@ def test_stopped_and_resumed_equals_uninterrupted(
         assert whole["step"] == 18
         for key in ("step", "nets", "optimisers", "state"):
             assert same(whole[key], parts[key]), (phase, key)
+    if method == "ours":
+        norm = "blocks.0.branch.norm1.num_batches_tracked"
+        assert whole["state"]["settled"] and whole["nets"]["net"][norm] == 2
+        train(job(config, tmp_path / "whole", cifar))
+        assert same(checkpoint.load(tmp_path / "whole" / "finetune.pt"), whole)
     lines = (tmp_path / "whole" / "finetune" / "log.jsonl").read_text().splitlines()
     last = json.loads(lines[-1])
     assert last["epoch"] == 2

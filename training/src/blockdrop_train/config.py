@@ -165,6 +165,8 @@ class Finetune:
         distil: weight of the full net's logits as targets of these images' paths, beside the
             labels.
         temperature: softening of both in that term.
+        settle: batches, after the last step, over which batch norm's statistics are averaged anew;
+            0 keeps the running averages (``paths``).
     """
 
     method: str = "reinforce"
@@ -181,6 +183,7 @@ class Finetune:
     full_rows: float = 1.0
     distil: float = 0.5
     temperature: float = 1.0
+    settle: int = 0
 
 
 @dataclass(frozen=True)

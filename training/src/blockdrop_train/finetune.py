@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import cast
 
@@ -9,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import loop
+from . import checkpoint, data, loop
 from .baselines import Heuristic
 from .curriculum import distillation, nets_of, path_scores
+from .data import AnyImages
 from .errors import CheckpointError
 from .evaluate import score
 from .loop import Batch, Job, Phase
@@ -49,20 +51,22 @@ def train(job: Job, world: World = World(), heuristic: Heuristic | None = None) 
     _start(job, {"net": net, "policy": policy})
     images = config.load(job.data_root, "train")
     held = config.load(job.data_root, "validation")
+
+    def decide(batch: Batch) -> Tensor:
+        policy.eval()
+        with torch.no_grad(), job.autocast():
+            return cast(Tensor, policy(batch.inputs) >= 0)
+
     if config.finetune.method == "paths":
         policy.requires_grad_(False)
-
-        def decide(batch: Batch) -> Tensor:
-            policy.eval()
-            with torch.no_grad(), job.autocast():
-                return cast(Tensor, policy(batch.inputs) >= 0)
-
         phase = _paths(job, world, net, decide, config.finetune.full_rows)
         phase.nets["policy"] = policy
     else:
         phase = _reinforce(job, world, net, policy)
     phase.evaluate = lambda: path_scores(net, policy, held, config.normalise())
     loop.run(job, world, phase, images)
+    if config.finetune.method == "paths":
+        _settle(job, world, phase, net, decide, images, full=True)
 
 
 def _train_heuristic(job: Job, world: World, heuristic: Heuristic) -> None:
@@ -85,6 +89,7 @@ def _train_heuristic(job: Job, world: World, heuristic: Heuristic) -> None:
         "path": score(net, held, config.normalise(), fixed).as_dict(),
     }
     loop.run(job, world, phase, images)
+    _settle(job, world, phase, net, decide, images, full=False)
 
 
 def _reinforce(job: Job, world: World, net: ResNet, policy: Policy) -> Phase:
@@ -165,3 +170,52 @@ def _paths(
         }
 
     return Phase("finetune", 3, {"net": net}, {"net": opt}, given.epochs, given.batch, step, dict)
+
+
+@torch.no_grad()
+def _settle(
+    job: Job,
+    world: World,
+    phase: Phase,
+    net: ResNet,
+    decide: Callable[[Batch], Tensor],
+    images: AnyImages,
+    full: bool,
+) -> None:
+    """Average the batch norms' statistics over whole batches; a second call changes nothing.
+
+    The running averages weigh the last few batches most and lag behind the weights.
+
+    Args:
+        full: let each image count with every block kept, beside its path.
+    """
+    given = job.config.finetune
+    if not given.settle or world.rank or job.stop_after is not None:
+        return
+    path = job.checkpoint(phase.name)
+    saved = loop.load_nets(path, phase.nets)
+    if "settled" in saved["state"]:
+        return
+    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    momentum = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    net.train()
+    order = data.batches(len(images), given.batch, job.config.seed, given.epochs)
+    for step, rows in enumerate(order[: given.settle], saved["step"]):
+        generator = data.generator_for(job.config.seed, phase.number, step)
+        inputs = job.config.normalise()(images.augmented(rows, generator)).to(job.device)
+        batch = Batch(inputs, images.targets[rows], step / len(order))
+        masks = decide(batch)
+        if full:
+            inputs = torch.cat([inputs] * 2)
+            masks = torch.cat([torch.ones_like(masks), masks])
+        net(inputs, masks)
+    for norm, value in zip(norms, momentum, strict=True):
+        norm.momentum = value
+    saved["nets"]["net"] = net.state_dict()
+    saved["state"]["settled"] = 1.0
+    saved["validation"] = phase.evaluate()
+    checkpoint.save(path, saved)
+    print(json.dumps({"settled": given.settle} | saved["validation"]))
