@@ -159,6 +159,33 @@ fn a_table_says_the_same() {
 }
 
 #[test]
+fn requests_are_timed_where_asked_for() {
+    let given = Given::new();
+    let flags = ["--http", "--count", "5", "--workers", "1", "--batch", "1"];
+    let report = given.bench(&given.images(), &[&flags[..], &["--json"]].concat()).json();
+    given.check(&report, &given.learned(), &[1], &[1]);
+    let http = &report["http"];
+    assert!(http["requests"].as_u64().unwrap() > 0, "{http}");
+    let stages = ["request", "engine", "added", "decode", "preprocess", "queue"];
+    for name in stages {
+        let [median, low, high] = ["median", "low", "high"].map(|of| http[name][of].as_f64().unwrap());
+        assert!(0.0 <= low && low <= median && median <= high, "{name}: {http}");
+    }
+    let median = |name: &str| http[name]["median"].as_f64().unwrap();
+    assert!(median("engine") < median("request"), "{http}");
+
+    let table = given.bench(&given.images(), &flags);
+    assert_eq!((table.code, table.err.as_str()), (Some(0), ""), "{table:?}");
+    contains(
+        &table.out,
+        &["HTTP, one client, ", "request, as the client sees it", "policy and path", "added by the server"],
+    );
+    contains(&table.out, &["decode", "preprocess", "thread to thread"]);
+    let without = given.bench(&given.images(), &[&flags[1..], &["--json"]].concat()).json();
+    assert_eq!(without.get("http"), None);
+}
+
+#[test]
 fn masks_are_drawn_by_the_shares_of_the_bundle() {
     let given = Given::new();
     let file = given.bundle().join("paths.json");
