@@ -138,7 +138,7 @@ impl Registry {
                     }
                 };
                 let profile = options.profiles.as_deref().and_then(|dir| read_profile(dir, &name, version, &engine));
-                engine.warm(profile.as_ref().unwrap_or(&engine.bundle().frequent));
+                engine.warm(&profile.unwrap_or_default());
                 tracing::info!(
                     model = name,
                     version,
@@ -208,13 +208,10 @@ fn profile_file(dir: &Path, name: &str, version: u64) -> PathBuf {
 
 /// The masks that an earlier run saw; a file that does not fit is passed over.
 fn read_profile(dir: &Path, name: &str, version: u64, engine: &Engine) -> Option<Frequent> {
-    let file = profile_file(dir, name, version);
-    if !file.exists() {
-        return None;
-    }
-    Frequent::read(&file, engine.costs().blocks.len())
+    Frequent::read(&profile_file(dir, name, version), engine.costs().blocks.len())
         .inspect_err(|error| tracing::warn!(%error, "passed over: no file of the masks seen"))
         .ok()
+        .flatten()
 }
 
 /// A version: a number as it prints, so that no two names are the same version.

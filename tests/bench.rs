@@ -291,3 +291,26 @@ fn every_wrong_option_is_reported_at_once() {
     assert_eq!(missing.code, Some(2));
     contains(&missing.err, &["--images"]);
 }
+
+#[test]
+fn requests_go_to_the_bundle_that_was_named_wherever_it_lies() {
+    let given = Given::new();
+    // A newer version, which cannot be loaded, and a bundle in no repository.
+    fs::create_dir_all(given.dir.path().join("net/2")).unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    Net::tiny(5).write(&elsewhere.path().join("some/bundle")).unwrap();
+    for bundle in [given.dir.path().join("net/1"), elsewhere.path().join("some/bundle")] {
+        let flags = ["--http", "--count=5", "--workers=1", "--batch=1", "--seconds=0.1", "--json"];
+        let found = run(["bench", text(&bundle), "--images", text(&given.images())].into_iter().chain(flags));
+        assert_eq!((found.code, found.err.as_str()), (Some(0), ""), "{found:?}");
+        let report: Value = serde_json::from_str(&found.out).unwrap();
+        assert!(report["http"]["requests"].as_u64().is_some_and(|requests| requests > 0), "{report}");
+    }
+}
+
+#[test]
+fn every_wrong_batch_is_named() {
+    let found = run(["bench", "bundle", "--images=x", "--batch=0,513", "--count=0"]);
+    assert_eq!(found.err.lines().count(), 3, "{found:?}");
+    contains(&found.err, &["--batch: found '0'", "--batch: found '513'", "--count: found '0'"]);
+}

@@ -86,8 +86,9 @@ proptest! {
             assert_close(&answer.logits, &expected, &format!("{net:?} with {mask} in a batch"));
             let alone = engine.run_blocks(mask, &[image]).unwrap();
             assert_close(&alone[0], &expected, &format!("{net:?} with {mask} block by block"));
-            let fused = engine.run_fused(mask, &[image]).unwrap().expect("room for every path");
-            assert_close(&fused[0], &expected, &format!("{net:?} with {mask} as one graph"));
+            assert!(engine.compile(mask).unwrap(), "room for every path");
+            let fused = engine.run(mask, &[image]).swap_remove(0).unwrap();
+            assert_close(&fused, &expected, &format!("{net:?} with {mask} as one graph"));
             prop_assert_eq!(&answer.mask, *mask);
             prop_assert!(!answer.policy_ran);
         }
@@ -202,9 +203,9 @@ fn paths_stay_within_their_bytes_and_the_full_net_stays() {
     let full = Mask::full(net.blocks());
     let (bytes_of_full, one) = {
         let (engine, metrics) = try_engine(net.bundle(dir.path()), Provider::Cpu, 1 << 30).unwrap();
-        engine.run_fused(&full, &[image]).unwrap().expect("room");
+        assert!(engine.compile(&full).unwrap());
         let full = metrics.bytes.get();
-        engine.run_fused(&first(&net, 1), &[image]).unwrap().expect("room");
+        assert!(engine.compile(&first(&net, 1)).unwrap());
         (full, metrics.bytes.get() - full)
     };
     let limit = bytes_of_full + 2 * one;
@@ -246,7 +247,7 @@ fn without_memory_for_paths_everything_runs_block_by_block() {
     }
     assert_eq!((metrics.hits.get(), metrics.misses.get(), metrics.bytes.get()), (0, 5, 0));
     assert_eq!(metrics.failures.get(), 0, "no room is no failure");
-    assert_eq!(engine.run_fused(&first(&net, 2), &[image]).unwrap(), None);
+    assert!(!engine.compile(&first(&net, 2)).unwrap());
 }
 
 #[test]
@@ -282,4 +283,52 @@ fn one_cache_serves_several_models_and_threads() {
     assert!(metrics.iter().all(|metrics| metrics.hits.get() > 0 && metrics.bytes.get() > 0));
     drop(engines);
     assert_eq!(paths.bytes(), 0);
+}
+
+/// A net of 12 blocks, which has many masks.
+fn deep(seed: u64) -> Net {
+    Net { segments: vec![4, 4, 4], ..Net::tiny(seed) }
+}
+
+#[test]
+fn a_model_that_goes_while_its_path_is_compiled_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let bundle = Arc::new(deep(3).bundle(dir.path()));
+    let paths = Arc::new(Paths::start(1 << 30).unwrap());
+    for _ in 0..10 {
+        let metrics = PathMetrics::default();
+        let engine =
+            Engine::new(Arc::clone(&bundle), runtime(), Provider::Cpu, 1, Arc::clone(&paths), metrics.clone()).unwrap();
+        engine.warm(&Frequent::default());
+        std::thread::sleep(Duration::from_millis(2)); // in the midst of it, mostly
+        drop(engine);
+        paths.settle(Duration::from_secs(60));
+        assert_eq!((paths.bytes(), metrics.bytes.get()), (0, 0));
+    }
+}
+
+#[test]
+fn a_frequent_path_does_not_go_for_rare_ones() {
+    let net = deep(3);
+    let dir = tempfile::tempdir().unwrap();
+    let bundle = Arc::new(net.bundle(dir.path()));
+    let image = &noise(3, 1, 3 * 16 * 16)[0];
+    let metrics = PathMetrics::default();
+    // Room for two paths or so.
+    let paths = Arc::new(Paths::start(1_600_000).unwrap());
+    let engine = Engine::new(bundle, runtime(), Provider::Cpu, 1, paths, metrics.clone()).unwrap();
+    let mask = |number: usize| Mask::from_fn(12, |block| (number + 1) >> block & 1 == 1);
+    let hot = mask(0);
+    for _ in 0..50 {
+        engine.run(&hot, &[image]).swap_remove(0).unwrap();
+    }
+    for number in 1..30 {
+        for _ in 0..2 {
+            engine.run(&mask(number), &[image]).swap_remove(0).unwrap();
+        }
+    }
+    engine.settle(Duration::from_secs(60));
+    let before = metrics.hits.get();
+    engine.run(&hot, &[image]).swap_remove(0).unwrap();
+    assert_eq!((metrics.hits.get(), metrics.evictions.get()), (before + 1, 0), "came 50 times, the others twice");
 }

@@ -395,9 +395,10 @@ async fn a_profile_that_cannot_be_written_is_no_failure() {
         server.signal(Signal::TERM);
         assert_eq!(server.ended().code(), Some(0));
         let log = server.log();
+        // Neither read at the start nor written at the end.
         let said: Vec<&Value> = log.iter().filter(|line| line["level"] == "WARN").collect();
-        assert_eq!(said.len(), 1, "{said:?}");
-        contains(said[0]["error"].as_str().unwrap(), &[text(&dir.join("net/1.json"))]);
+        assert_eq!(said.len(), 2, "{said:?}");
+        said.iter().for_each(|line| contains(line["error"].as_str().unwrap(), &[text(&dir.join("net/1.json"))]));
         assert!(log.iter().any(|line| line["message"] == "stopped"));
     }
     assert_eq!(fs::read_to_string(&file).unwrap(), "no directory");
@@ -558,4 +559,53 @@ async fn a_stop_while_paths_are_warmed_up_is_clean() {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     server.stop();
+}
+
+#[tokio::test]
+async fn warm_up_keeps_the_most_frequent_where_not_all_fit() {
+    let models = models("net", &deep(5));
+    let full = Server::start(models.path(), &["--warm-up", "1day"]).metrics().await.paths("net").bytes;
+    let mask = |number: usize| Mask::from_fn(12, |block| (number + 1) >> block & 1 == 1).to_string();
+    let masks: Vec<String> = (0..30).map(mask).collect();
+    let paths: Vec<(&str, f64)> = masks.iter().enumerate().map(|(at, mask)| (&**mask, 1.0 / (at + 2) as f64)).collect();
+    write_paths(&models.path().join("net/1/paths.json"), &paths);
+    let limit = (3.0 * full).to_string();
+    let server = Server::start(models.path(), &["--warm-up", "1day", "--path-cache-bytes", &limit]);
+    let before = server.metrics().await.paths("net");
+    server.classify(&format!("?path=mask:{}", masks[0]), png(1)).await;
+    let after = server.metrics().await.paths("net");
+    assert_eq!((before.evictions, after.hits), (0.0, 1.0), "{before:?} {after:?}");
+}
+
+#[tokio::test]
+async fn a_short_run_does_not_forget_what_a_long_one_saw() {
+    let models = models("net", &Net::tiny(5));
+    let dir = tempfile::tempdir().unwrap();
+    let start = || Server::start(models.path(), &["--profile-dir", text(dir.path())]);
+    let server = start();
+    for _ in 0..50 {
+        server.classify("?path=mask:100110", png(1)).await;
+    }
+    server.stop();
+    let server = start();
+    server.classify("?path=mask:000000", png(1)).await;
+    server.stop();
+    let kept = fs::read_to_string(dir.path().join("net/1.json")).unwrap();
+    assert!(kept.contains("100110"), "{kept}");
+}
+
+#[test]
+fn paths_json_that_is_no_regular_file_is_refused() {
+    let models = models("net", &Net::tiny(5));
+    let file = models.path().join("net/1/paths.json");
+    assert!(std::process::Command::new("mkfifo").arg(&file).status().unwrap().success());
+    run(["inspect", text(file.parent().unwrap())]).failed(1, &[text(&file), "expected a regular file"]);
+}
+
+#[test]
+fn paths_json_that_cannot_be_read_is_refused() {
+    let models = models("net", &Net::tiny(5));
+    let file = models.path().join("net/1/paths.json");
+    std::os::unix::fs::symlink("paths.json", &file).unwrap();
+    run(["inspect", text(file.parent().unwrap())]).failed(1, &[text(&file)]);
 }

@@ -21,6 +21,17 @@ pub enum BundleError {
 }
 
 impl BundleError {
+    /// The message without the file's name.
+    pub(super) fn reason(&self) -> String {
+        match self {
+            Self::Read { reason, .. } => reason.to_string(),
+            Self::Manifest { reason, .. } => reason.to_string(),
+            Self::Onnx { reason, .. } => reason.to_string(),
+            Self::Mismatch { what, found, expected, .. } => format!("{what}: found {found}, expected {expected}"),
+            Self::Frequent(error) => error.to_string(),
+        }
+    }
+
     pub(crate) fn mismatch(file: &Path, what: impl Display, found: impl Display, expected: impl Display) -> Self {
         Self::Mismatch {
             file: file.to_path_buf(),

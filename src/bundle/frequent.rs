@@ -3,6 +3,7 @@
 //! `{"schema": 1, "paths": [{"mask": "1101", "share": 0.52}, {"mask": "1001", "share": 0.31}]}`, the most frequent first;
 //! `share` is the part of the images seen that had the mask.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -42,17 +43,19 @@ struct Entry {
 pub struct Frequent(pub Vec<(Mask, f64)>);
 
 impl Frequent {
-    /// Reads a file of frequent masks of `blocks` bits.
+    /// Reads a file of frequent masks of `blocks` bits; `None` where there is no such file.
     ///
     /// # Errors
     /// It cannot be read or is no such file, a mask has another length or comes twice, or shares are no parts of one.
-    pub fn read(file: &Path, blocks: usize) -> Result<Self, FrequentError> {
+    pub fn read(file: &Path, blocks: usize) -> Result<Option<Self>, FrequentError> {
         let failed = |reason: String| FrequentError { file: file.to_path_buf(), reason };
-        let size = std::fs::metadata(file).map_err(|error| failed(error.to_string()))?.len();
-        if size > LARGEST_FILE {
-            return Err(failed(format!("found {size} bytes, expected at most {LARGEST_FILE}")));
+        // A link that leads nowhere is there, and is an error.
+        match file.symlink_metadata() {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed(error.to_string())),
+            Ok(_) => {}
         }
-        let bytes = std::fs::read(file).map_err(|error| failed(error.to_string()))?;
+        let bytes = super::read(file, LARGEST_FILE).map_err(|error| failed(error.reason()))?;
         let found: File = serde_json::from_slice(&bytes).map_err(|error| failed(error.to_string()))?;
         if found.schema != SCHEMA {
             return Err(failed(format!("schema: found {}, expected {SCHEMA}", found.schema)));
@@ -74,7 +77,7 @@ impl Frequent {
         }
         paths.sort_by(|(a, a_share), (b, b_share)| b_share.total_cmp(a_share).then_with(|| b.cmp(a)));
         paths.truncate(MOST_FREQUENT);
-        Ok(Self(paths))
+        Ok(Some(Self(paths)))
     }
 
     /// Writes the file whole or not at all.
@@ -88,9 +91,11 @@ impl Frequent {
             serde_json::to_string_pretty(&File { schema: SCHEMA, paths }).map_err(|error| failed(error.into()))?;
         let dir = file.parent().unwrap_or(Path::new("."));
         std::fs::create_dir_all(dir).map_err(failed)?;
-        let beside = file.with_extension(format!("{}.tmp", std::process::id()));
-        let written = std::fs::write(&beside, text + "\n").and_then(|()| std::fs::rename(&beside, file));
-        written.inspect_err(|_| drop(std::fs::remove_file(&beside))).map_err(failed)
+        let mut beside = tempfile::NamedTempFile::new_in(dir).map_err(failed)?;
+        beside.write_all(text.as_bytes()).and_then(|()| beside.write_all(b"\n")).map_err(failed)?;
+        beside.as_file().sync_all().map_err(failed)?;
+        beside.persist(file).map_err(|error| failed(error.error))?;
+        Ok(())
     }
 }
 
@@ -108,7 +113,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("deep/paths.json");
         frequent.write(&file).unwrap();
-        assert_eq!(Frequent::read(&file, 3).unwrap(), frequent);
+        assert_eq!(Frequent::read(&file, 3).unwrap(), Some(frequent));
+        assert_eq!(Frequent::read(&dir.path().join("none.json"), 3).unwrap(), None);
         assert_eq!(std::fs::read_dir(file.parent().unwrap()).unwrap().count(), 1, "nothing is left beside it");
     }
 
@@ -133,5 +139,7 @@ mod tests {
         }
         std::fs::write(&file, vec![b' '; 2 << 20]).unwrap();
         assert!(Frequent::read(&file, 3).unwrap_err().to_string().contains("expected at most"));
+        let error = Frequent::read(dir.path(), 3).unwrap_err().to_string();
+        assert!(error.contains("a regular file"), "{error}");
     }
 }

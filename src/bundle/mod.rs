@@ -75,7 +75,7 @@ impl Bundle {
     /// number of blocks, a threshold that is no probability, FLOPs that are not what the manifest states.
     pub fn load(dir: &Path) -> Result<Self, BundleError> {
         let manifest_file = dir.join("bundle.json");
-        let manifest = Manifest::parse(&manifest_file, &read(&manifest_file)?)?;
+        let manifest = Manifest::parse(&manifest_file, &read(&manifest_file, LARGEST_FILE)?)?;
         let opset = manifest.opset;
         let graph = |name: &str, sha256: &str, border| {
             let file = dir.join(name);
@@ -97,9 +97,7 @@ impl Bundle {
                 blocks.push(Block { segment, kept, shortcut });
             }
         }
-        let frequent_file = dir.join("paths.json");
-        let frequent =
-            if frequent_file.exists() { Frequent::read(&frequent_file, blocks.len())? } else { Frequent::default() };
+        let frequent = Frequent::read(&dir.join("paths.json"), blocks.len())?.unwrap_or_default();
         let bundle = Self { dir: dir.to_path_buf(), manifest, labels, policy, stem, blocks, head, frequent };
         bundle.check(&manifest_file)?;
         Ok(bundle)
@@ -176,21 +174,21 @@ impl Bundle {
 /// No file of a bundle is larger; one that claims to be is refused before it is read.
 const LARGEST_FILE: u64 = 2 << 30;
 
-fn read(file: &Path) -> Result<Vec<u8>, BundleError> {
+fn read(file: &Path, largest: u64) -> Result<Vec<u8>, BundleError> {
     let failed = |reason| BundleError::Read { file: file.to_path_buf(), reason };
     let found = std::fs::metadata(file).map_err(failed)?;
     if !found.is_file() {
         return Err(BundleError::mismatch(file, "kind", "no regular file", "a regular file"));
     }
     let length = found.len();
-    if length > LARGEST_FILE {
-        return Err(BundleError::mismatch(file, "size", format!("{length} bytes"), "at most 2 GiB"));
+    if length > largest {
+        return Err(BundleError::mismatch(file, "size", format!("{length} bytes"), format!("at most {largest} bytes")));
     }
     std::fs::read(file).map_err(failed)
 }
 
 fn read_hashed(file: &Path, expected: &str) -> Result<Vec<u8>, BundleError> {
-    let bytes = read(file)?;
+    let bytes = read(file, LARGEST_FILE)?;
     let found = sha256_hex(&bytes);
     if found != expected.to_ascii_lowercase() {
         return Err(BundleError::mismatch(file, "sha256", found, format!("{expected} (bundle.json)")));

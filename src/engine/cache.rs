@@ -3,10 +3,16 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 
+/// What knows how many bytes it takes.
+pub(super) trait Weigh {
+    fn bytes(&self) -> u64;
+}
+
 /// Values by key, each lent to one borrower at a time. What is lent counts as held until it comes back.
 pub(super) struct Cache<K, V> {
     /// Bytes at most.
     limit: u64,
+    /// Held and reserved.
     bytes: u64,
     /// Counts uses.
     clock: u64,
@@ -16,8 +22,7 @@ pub(super) struct Cache<K, V> {
 struct Entry<V> {
     idle: Vec<V>,
     lent: usize,
-    /// Bytes of each value.
-    each: u64,
+    lent_bytes: u64,
     /// When it was taken last.
     used: u64,
     /// Never evicted.
@@ -27,12 +32,12 @@ struct Entry<V> {
 /// A key to make room by, and how many of its values.
 type Victims<K> = Vec<(K, usize)>;
 
-impl<K: Clone + Eq + Hash, V> Cache<K, V> {
+impl<K: Clone + Eq + Hash, V: Weigh> Cache<K, V> {
     pub(super) fn new(limit: u64) -> Self {
         Self { limit, bytes: 0, clock: 0, entries: HashMap::new() }
     }
 
-    /// Bytes held, what is lent included.
+    /// Bytes held, what is lent or reserved included.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -49,6 +54,7 @@ impl<K: Clone + Eq + Hash, V> Cache<K, V> {
         entry.used = self.clock;
         let value = entry.idle.pop()?;
         entry.lent += 1;
+        entry.lent_bytes += value.bytes();
         Some(value)
     }
 
@@ -56,68 +62,80 @@ impl<K: Clone + Eq + Hash, V> Cache<K, V> {
     pub(super) fn give_back(&mut self, key: &K, value: V) -> Option<V> {
         let Some(entry) = self.entries.get_mut(key) else { return Some(value) };
         entry.lent -= 1;
+        entry.lent_bytes -= value.bytes();
         entry.idle.push(value);
         None
     }
 
-    /// A borrowed value is no more.
-    pub(super) fn lose(&mut self, key: &K) {
+    /// A borrowed value does not come back.
+    pub(super) fn lose(&mut self, key: &K, value: &V) {
         let Some(entry) = self.entries.get_mut(key) else { return };
         entry.lent -= 1;
-        self.bytes -= entry.each;
-        if entry.lent == 0 && entry.idle.is_empty() {
+        entry.lent_bytes -= value.bytes();
+        self.bytes -= value.bytes();
+        self.drop_if_empty(key);
+    }
+
+    fn drop_if_empty(&mut self, key: &K) {
+        if self.count(key) == 0 {
             self.entries.remove(key);
         }
     }
 
-    /// What has to go so that `bytes` more fit for `key`: idle values of other keys, the least recently taken first.
-    /// `None` where even that is not enough.
-    pub(super) fn victims(&self, key: &K, bytes: u64) -> Option<Victims<K>> {
+    /// What has to go so that `bytes` more fit for `key`: idle values of those other keys that `may_go`, the least
+    /// recently taken first. `None` where even that is not enough.
+    pub(super) fn victims(&self, key: &K, bytes: u64, may_go: impl Fn(&K) -> bool) -> Option<Victims<K>> {
         let mut excess = (self.bytes + bytes).saturating_sub(self.limit);
-        let mut oldest: Vec<(&K, &Entry<V>)> =
-            self.entries.iter().filter(|(other, entry)| *other != key && !entry.pinned).collect();
+        if excess == 0 {
+            return Some(Vec::new());
+        }
+        let others = self.entries.iter().filter(|(other, entry)| *other != key && !entry.pinned);
+        let mut oldest: Vec<(&K, &Entry<V>)> = others.filter(|(other, _)| may_go(other)).collect();
         oldest.sort_unstable_by_key(|(_, entry)| entry.used);
         let mut victims = Vec::new();
         for (other, entry) in oldest {
-            if excess == 0 {
-                break;
+            let mut count = 0;
+            for value in entry.idle.iter().rev() {
+                if excess == 0 {
+                    break;
+                }
+                count += 1;
+                excess = excess.saturating_sub(value.bytes());
             }
-            let count = entry.idle.len().min(excess.div_ceil(entry.each.max(1)) as usize);
             if count > 0 {
-                excess = excess.saturating_sub(count as u64 * entry.each);
                 victims.push((other.clone(), count));
             }
         }
         (excess == 0).then_some(victims)
     }
 
-    /// Gives out what has to go so that `bytes` more fit for `key`; `None`, and nothing goes, where that is not enough.
-    pub(super) fn make_room(&mut self, key: &K, bytes: u64) -> Option<Vec<V>> {
+    /// Reserves `bytes` for `key` and gives out the `victims` that have to go for it.
+    pub(super) fn reserve(&mut self, bytes: u64, victims: Victims<K>) -> Vec<V> {
         let mut evicted = Vec::new();
-        for (key, count) in self.victims(key, bytes)? {
+        for (key, count) in victims {
             let entry = self.entries.get_mut(&key).expect("a victim is held");
-            evicted.extend(entry.idle.drain(..count));
-            self.bytes -= count as u64 * entry.each;
-            if entry.lent == 0 && entry.idle.is_empty() {
-                self.entries.remove(&key);
-            }
+            let kept = entry.idle.len() - count;
+            evicted.extend(entry.idle.drain(kept..));
+            self.drop_if_empty(&key);
         }
-        Some(evicted)
+        self.bytes -= evicted.iter().map(Weigh::bytes).sum::<u64>();
+        self.bytes += bytes;
+        evicted
     }
 
-    /// Adds a value of `bytes` bytes and gives out those that had to go for it.
-    ///
-    /// # Errors
-    /// Gives the value back where there is no room for it.
-    pub(super) fn insert(&mut self, key: K, value: V, bytes: u64, pinned: bool) -> Result<Vec<V>, V> {
-        let Some(evicted) = self.make_room(&key, bytes) else { return Err(value) };
+    /// Gives a reservation up.
+    pub(super) fn release(&mut self, bytes: u64) {
+        self.bytes -= bytes;
+    }
+
+    /// Adds a value that `reserved` bytes were reserved for.
+    pub(super) fn insert(&mut self, key: K, value: V, reserved: u64, pinned: bool) {
+        self.bytes = self.bytes - reserved + value.bytes();
         self.clock += 1;
-        let fresh = || Entry { idle: Vec::new(), lent: 0, each: bytes, used: 0, pinned };
+        let fresh = || Entry { idle: Vec::new(), lent: 0, lent_bytes: 0, used: 0, pinned };
         let entry = self.entries.entry(key).or_insert_with(fresh);
         entry.used = self.clock;
         entry.idle.push(value);
-        self.bytes += entry.each;
-        Ok(evicted)
     }
 
     /// Gives out all idle values of the keys that match; lent ones are not taken back any more.
@@ -125,7 +143,7 @@ impl<K: Clone + Eq + Hash, V> Cache<K, V> {
         let gone = self.entries.extract_if(|key, _| matches(key));
         let mut values = Vec::new();
         for (_, entry) in gone {
-            self.bytes -= (entry.idle.len() + entry.lent) as u64 * entry.each;
+            self.bytes -= entry.lent_bytes + entry.idle.iter().map(Weigh::bytes).sum::<u64>();
             values.extend(entry.idle);
         }
         values
@@ -138,10 +156,27 @@ mod tests {
 
     use super::*;
 
-    fn filled(limit: u64, values: &[(char, u64)]) -> Cache<char, u32> {
+    /// A name and bytes.
+    type Value = (usize, u64);
+
+    impl Weigh for Value {
+        fn bytes(&self) -> u64 {
+            self.1
+        }
+    }
+
+    /// Inserts a value by evicting what has to go; `None` where that is not enough.
+    fn put(cache: &mut Cache<char, Value>, key: char, value: Value, pinned: bool) -> Option<Vec<usize>> {
+        let victims = cache.victims(&key, value.1, |_| true)?;
+        let evicted = cache.reserve(value.1, victims);
+        cache.insert(key, value, value.1, pinned);
+        Some(evicted.into_iter().map(|(name, _)| name).collect())
+    }
+
+    fn filled(limit: u64, values: &[(char, u64)]) -> Cache<char, Value> {
         let mut cache = Cache::new(limit);
-        for (number, &(key, bytes)) in values.iter().enumerate() {
-            assert_eq!(cache.insert(key, number as u32, bytes, false), Ok(vec![]));
+        for (name, &(key, bytes)) in values.iter().enumerate() {
+            assert_eq!(put(&mut cache, key, (name, bytes), false), Some(vec![]));
         }
         cache
     }
@@ -151,40 +186,51 @@ mod tests {
         let mut cache = filled(30, &[('a', 10), ('b', 10), ('c', 10)]);
         let a = cache.take(&'a').unwrap();
         assert_eq!(cache.give_back(&'a', a), None);
-        assert_eq!(cache.insert('d', 9, 10, false), Ok(vec![1]), "b was taken longest ago");
+        assert_eq!(put(&mut cache, 'd', (9, 10), false), Some(vec![1]), "b was taken longest ago");
         assert_eq!(cache.take(&'b'), None);
         assert_eq!(cache.bytes(), 30);
     }
 
     #[test]
-    fn what_is_lent_or_pinned_stays() {
+    fn what_may_not_go_or_is_lent_or_pinned_stays() {
         let mut cache = filled(30, &[('a', 10), ('b', 10)]);
-        assert_eq!(cache.insert('f', 8, 10, true), Ok(vec![]));
-        assert_eq!(cache.take(&'a'), Some(0));
-        assert_eq!(cache.insert('d', 9, 20, false), Err(9), "only b could go");
-        assert_eq!(cache.insert('d', 9, 10, false), Ok(vec![1]));
-        assert_eq!(cache.give_back(&'a', 0), None);
-        assert_eq!(cache.count(&'a'), 1);
-        assert_eq!(cache.count(&'f'), 1);
+        assert_eq!(put(&mut cache, 'f', (8, 10), true), Some(vec![]));
+        assert_eq!(cache.take(&'a'), Some((0, 10)));
+        assert_eq!(put(&mut cache, 'd', (9, 20), false), None, "only b could go");
+        assert_eq!(cache.victims(&'d', 10, |key| *key != 'b'), None);
+        assert_eq!(put(&mut cache, 'd', (9, 10), false), Some(vec![1]));
+        assert_eq!(cache.give_back(&'a', (0, 10)), None);
+        assert_eq!((cache.count(&'a'), cache.count(&'f')), (1, 1));
     }
 
     #[test]
-    fn a_key_holds_several_values_and_loses_only_as_many_as_needed() {
-        let mut cache = filled(30, &[('a', 10), ('a', 10), ('b', 10)]);
-        assert_eq!((cache.take(&'a'), cache.take(&'a'), cache.take(&'a')), (Some(1), Some(0), None));
-        cache.lose(&'a');
-        assert_eq!(cache.give_back(&'a', 0), None);
-        assert_eq!((cache.count(&'a'), cache.bytes()), (1, 20));
-        assert_eq!(cache.insert('c', 7, 20, false).unwrap().len(), 1);
+    fn a_key_holds_values_of_several_sizes_and_loses_only_as_many_as_needed() {
+        let mut cache = filled(30, &[('a', 5), ('a', 15), ('b', 10)]);
+        assert_eq!((cache.take(&'a'), cache.take(&'a'), cache.take(&'a')), (Some((1, 15)), Some((0, 5)), None));
+        cache.lose(&'a', &(1, 15));
+        assert_eq!(cache.give_back(&'a', (0, 5)), None);
+        assert_eq!((cache.count(&'a'), cache.bytes()), (1, 15));
+        assert_eq!(put(&mut cache, 'c', (7, 20), false), Some(vec![2]), "b was put in before a was taken");
+    }
+
+    #[test]
+    fn what_is_reserved_is_not_free_until_it_is_released() {
+        let mut cache = filled(30, &[('a', 10)]);
+        assert_eq!(cache.reserve(20, Vec::new()), vec![]);
+        assert_eq!(cache.victims(&'b', 10, |_| true), Some(vec![('a', 1)]));
+        cache.release(20);
+        assert_eq!(cache.victims(&'b', 10, |_| true), Some(vec![]));
+        assert_eq!(cache.bytes(), 10);
     }
 
     #[test]
     fn what_was_forgotten_comes_back_for_good() {
         let mut cache = filled(30, &[('a', 10), ('b', 10), ('b', 10)]);
         let b = cache.take(&'b').unwrap();
-        assert_eq!(cache.forget(|key| *key == 'b'), vec![1]);
+        assert_eq!(cache.forget(|key| *key == 'b'), vec![(1, 10)]);
         assert_eq!(cache.bytes(), 10);
         assert_eq!(cache.give_back(&'b', b), Some(b));
+        cache.lose(&'b', &b);
         assert_eq!(cache.bytes(), 10);
     }
 
@@ -192,31 +238,32 @@ mod tests {
         /// Whatever happens, the bytes are those of what is held, within the limit, and no value is there twice.
         #[test]
         fn bytes_are_bounded_and_nothing_is_lent_twice(
-            limit in 0u64..60, steps in prop::collection::vec((0u8..4, 0u8..5, 1u64..12), 0..80),
+            limit in 0u64..60, steps in prop::collection::vec((0u8..5, 0u8..5, 1u64..12), 0..80),
         ) {
             let mut cache = Cache::new(limit);
-            let mut lent: Vec<(u8, usize)> = Vec::new();
+            let mut lent: Vec<(char, Value)> = Vec::new();
             let mut alive: HashMap<usize, u64> = HashMap::new();
-            for (number, (step, key, bytes)) in steps.into_iter().enumerate() {
-                let bytes = if cache.count(&key) > 0 { cache.entries[&key].each } else { bytes };
+            for (name, (step, key, bytes)) in steps.into_iter().enumerate() {
+                let key = char::from(b'a' + key);
                 match step {
-                    0 | 1 => match cache.insert(key, number, bytes, false) {
-                        Ok(evicted) => {
-                            alive.insert(number, bytes);
-                            for value in evicted {
-                                prop_assert!(alive.remove(&value).is_some());
-                                prop_assert!(lent.iter().all(|(_, borrowed)| *borrowed != value));
-                            }
+                    0 | 1 => if let Some(evicted) = put(&mut cache, key, (name, bytes), false) {
+                        alive.insert(name, bytes);
+                        for name in evicted {
+                            prop_assert!(alive.remove(&name).is_some());
+                            prop_assert!(lent.iter().all(|(_, (borrowed, _))| *borrowed != name));
                         }
-                        Err(back) => prop_assert_eq!(back, number),
                     },
                     2 => if let Some(value) = cache.take(&key) {
-                        prop_assert!(alive.contains_key(&value));
+                        prop_assert!(alive.contains_key(&value.0));
                         prop_assert!(lent.iter().all(|(_, borrowed)| *borrowed != value));
                         lent.push((key, value));
                     },
-                    _ => if let Some((key, value)) = lent.pop() {
+                    3 => if let Some((key, value)) = lent.pop() {
                         prop_assert_eq!(cache.give_back(&key, value), None);
+                    },
+                    _ => if let Some((key, value)) = lent.pop() {
+                        cache.lose(&key, &value);
+                        alive.remove(&value.0);
                     },
                 }
                 prop_assert_eq!(cache.bytes(), alive.values().sum::<u64>());

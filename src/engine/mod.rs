@@ -104,6 +104,7 @@ impl Engine {
             sessions,
             bundle,
         };
+        engine.paths.admit(&engine.source);
         let policies = (0..threads).map(|_| engine.make_policy()).collect::<Result<_, _>>()?;
         *engine.policies.lock().unwrap_or_else(PoisonError::into_inner) = policies;
         engine.first_run()?;
@@ -145,10 +146,15 @@ impl Engine {
         self.sessions.provider
     }
 
-    /// Has the paths of `masks` compiled before anybody asks, the full net's first.
-    pub fn warm(&self, masks: &Frequent) {
-        let full = Mask::full(self.bundle.blocks.len());
-        self.paths.warm(&self.source, std::iter::once(full).chain(masks.0.iter().map(|(mask, _)| mask.clone())));
+    /// Has the paths compiled that are to be expected, before anybody asks: the full net's, those of the bundle's
+    /// frequent masks, and those that were `seen` in an earlier run.
+    pub fn warm(&self, seen: &Frequent) {
+        // What was seen where it serves counts more than what was seen on validation images.
+        const BUNDLE: u64 = 1000;
+        const SEEN: u64 = 4000;
+        self.paths.expect(&self.source, &self.bundle.frequent, BUNDLE);
+        self.paths.expect(&self.source, seen, SEEN);
+        self.paths.warm(&self.source);
     }
 
     /// Waits until every path that was worth compiling is compiled, of all models, for at most `most`.
@@ -191,20 +197,16 @@ impl Engine {
         (&self.blocks).run(mask, images)
     }
 
-    /// Class logits, `[C]`, of each image through the blocks of `mask` as one graph, which is compiled first if need be.
-    /// `None` where the cache of paths has no room for it.
+    /// Compiles the path of `mask` into one graph, unless it is there already; [`run`](Backend::run) uses it from then on.
+    /// Returns `false` where the cache of paths has no room for it.
     ///
     /// # Errors
-    /// The path cannot be compiled, or ONNX Runtime fails.
+    /// The path cannot be compiled.
     ///
     /// # Panics
-    /// An image is not of the model's input size, or the mask not as long as there are blocks.
-    pub fn run_fused(&self, mask: &Mask, images: &[&[f32]]) -> Result<Option<Vec<Vec<f32>>>, EngineError> {
-        if let Some(logits) = self.paths.run(&self.source, mask, images) {
-            return logits.map(Some);
-        }
-        self.paths.compile_now(&self.source, mask)?;
-        self.paths.run(&self.source, mask, images).transpose()
+    /// The mask is not as long as there are blocks.
+    pub fn compile(&self, mask: &Mask) -> Result<bool, EngineError> {
+        self.paths.compile_now(&self.source, mask)
     }
 
     /// Answers `images`: the policy once for those that need it, then each group of equal masks as one batch.

@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use prometheus::{IntCounter, IntGauge};
 
-use super::cache::Cache;
+use super::cache::{Cache, Weigh};
 use super::error::EngineError;
 use super::executor::{Executor, Fused};
 use super::heap;
 use super::seen::Seen;
-use super::session::Sessions;
+use super::session::{Bound, Sessions};
 use crate::bundle::{Bundle, Frequent, Graph};
 use crate::policy::Mask;
 
@@ -84,12 +84,11 @@ impl Source {
     fn bytes(&self, mask: &Mask) -> u64 {
         const SESSION: u64 = 512 << 10;
         const BLOCK: u64 = 32 << 10;
-        const BATCH: u64 = 8;
         let blocks =
             || self.blocks.iter().zip(mask.iter()).map(|(&(kept, dropped), keep)| if keep { kept } else { dropped });
         let graphs = blocks().filter(|&bytes| bytes > 0).count() as u64;
         let weights = if self.sessions.share_weights() { 0 } else { 2 * (self.ends + blocks().sum::<u64>()) };
-        SESSION + BLOCK * graphs + BATCH * self.image + weights
+        SESSION + BLOCK * graphs + Bound::most_bytes(self.image) + weights
     }
 }
 
@@ -101,7 +100,7 @@ struct Compiled {
 }
 
 impl Compiled {
-    fn new(Order { source, mask }: &Order) -> Result<Self, EngineError> {
+    fn new(Order { source, mask, .. }: &Order) -> Result<Self, EngineError> {
         let mut fused = Fused::new(&source.bundle, mask, &source.sessions)?;
         // The first run is slower than those after it.
         let zeros = vec![0.0; source.bundle.stem.input.iter().product::<u64>() as usize];
@@ -110,6 +109,12 @@ impl Compiled {
         let bytes = source.bytes(mask);
         source.metrics.bytes.add(bytes as i64);
         Ok(Self { fused, bytes, source: Arc::clone(source) })
+    }
+}
+
+impl Weigh for Compiled {
+    fn bytes(&self) -> u64 {
+        self.bytes
     }
 }
 
@@ -131,7 +136,7 @@ impl Drop for Lent<'_> {
         let Some(path) = self.path.take() else { return };
         let mut state = self.shared.lock();
         let gone = if std::thread::panicking() {
-            state.cache.lose(&self.key);
+            state.cache.lose(&self.key, &path);
             Some(path)
         } else {
             state.cache.give_back(&self.key, path)
@@ -147,21 +152,40 @@ struct Key {
     mask: Mask,
 }
 
+/// Why a path is to be compiled: what may go for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Why {
+    /// It is expected to be asked for: nothing goes, but for the full net.
+    Expected,
+    /// It was asked for: paths may go that are asked for less.
+    Asked,
+    /// Somebody said so: anything may go.
+    Told,
+}
+
 /// A path to be compiled.
 struct Order {
     source: Arc<Source>,
     mask: Mask,
+    why: Why,
 }
 
 impl Order {
     fn key(&self) -> Key {
         Key { source: self.source.id, mask: self.mask.clone() }
     }
+
+    fn is_of(&self, key: &Key) -> bool {
+        self.source.id == key.source && self.mask == key.mask
+    }
 }
 
 struct State {
     cache: Cache<Key, Compiled>,
+    /// The masks of each model that is there.
     seen: HashMap<u64, Seen>,
+    /// Images since the counts aged.
+    images: u64,
     orders: VecDeque<Order>,
     making: Option<Key>,
     /// Paths that could not be compiled.
@@ -182,9 +206,9 @@ impl Shared {
 
 /// The compiled paths of all models of the process, within a number of bytes.
 ///
-/// A path is compiled by a thread of its own once its mask has come a second time, and only at the cost of paths that
-/// come less often; meanwhile its images run block by block. Each path has as many sessions as threads have wanted to
-/// run it at once.
+/// A path is compiled by a thread of its own once its mask has come before, and only at the cost of paths that come less
+/// often, the least recently used first; meanwhile its images run block by block. Each path has as many sessions as
+/// threads have wanted to run it at once.
 pub struct Paths {
     shared: Arc<Shared>,
     compiler: Mutex<Option<JoinHandle<()>>>,
@@ -196,6 +220,9 @@ const MOST_ORDERS: usize = 128;
 /// Failed paths that are remembered, at most.
 const MOST_FAILED: usize = 1024;
 
+/// Images, of all models, after which old counts count half and paths that failed may be tried again.
+const AGE: u64 = 20_000;
+
 impl Paths {
     /// An empty cache of at most `limit` bytes and its compiler thread.
     ///
@@ -206,6 +233,7 @@ impl Paths {
             state: Mutex::new(State {
                 cache: Cache::new(limit),
                 seen: HashMap::new(),
+                images: 0,
                 orders: VecDeque::new(),
                 making: None,
                 failed: HashSet::new(),
@@ -220,9 +248,14 @@ impl Paths {
         Ok(Self { shared, compiler: Mutex::new(Some(compiler)) })
     }
 
-    /// Bytes of all compiled paths.
+    /// Bytes of all compiled paths, and of the one that is being compiled.
     pub fn bytes(&self) -> u64 {
         self.shared.lock().cache.bytes()
+    }
+
+    /// Takes a model in, until [`forget`](Self::forget).
+    pub(super) fn admit(&self, source: &Source) {
+        self.shared.lock().seen.insert(source.id, Seen::default());
     }
 
     /// Runs `images` by the compiled path of `mask`, if one is idle; counts the mask either way, and has it compiled
@@ -236,11 +269,14 @@ impl Paths {
         let key = Key { source: source.id, mask: mask.clone() };
         let taken = {
             let mut state = self.shared.lock();
-            let count = state.seen.entry(source.id).or_default().add(mask, images.len() as u64);
+            let came_before = state.count(&key, images.len() as u64);
             let taken = state.cache.take(&key);
-            if taken.is_none() && count > 1 && state.is_worth(source, &key, count) {
-                state.orders.push_back(Order { source: Arc::clone(source), mask: mask.clone() });
-                self.shared.changed.notify_all();
+            if taken.is_none() && came_before {
+                let order = Order { source: Arc::clone(source), mask: mask.clone(), why: Why::Asked };
+                if state.is_worth(&order, &key) {
+                    state.orders.push_back(order);
+                    self.shared.changed.notify_all();
+                }
             }
             taken
         };
@@ -253,32 +289,63 @@ impl Paths {
         lent.path.as_mut().map(|path| path.fused.run(mask, images))
     }
 
-    /// Has paths compiled before anybody asks, the first ones first. The full net stays, whatever is asked for.
-    pub(super) fn warm(&self, source: &Arc<Source>, masks: impl IntoIterator<Item = Mask>) {
+    /// Counts the masks of `expected` as if so many images had come with them.
+    pub(super) fn expect(&self, source: &Source, expected: &Frequent, images: u64) {
+        if let Some(seen) = self.shared.lock().seen.get_mut(&source.id) {
+            seen.expect(expected, images);
+        }
+    }
+
+    /// Has the paths that are expected compiled before anybody asks, the full net's first and then the most frequent.
+    pub(super) fn warm(&self, source: &Arc<Source>) {
+        let full = Mask::full(source.bundle.blocks.len());
         let mut state = self.shared.lock();
-        for mask in masks {
-            let key = Key { source: source.id, mask };
-            let fits = state.cache.victims(&key, source.bytes(&key.mask)).is_some_and(|victims| victims.is_empty());
-            if fits && state.cache.count(&key) == 0 && !state.is_ordered(&key) {
-                state.orders.push_back(Order { source: Arc::clone(source), mask: key.mask });
+        let expected = state.seen.get(&source.id).map(Seen::by_count).unwrap_or_default();
+        for mask in std::iter::once(full).chain(expected.0.into_iter().map(|(mask, _)| mask)) {
+            let order = Order { source: Arc::clone(source), mask, why: Why::Expected };
+            let key = order.key();
+            let is_new = state.cache.count(&key) == 0 && !state.is_ordered(&key);
+            if is_new && state.victims(&order, &key).is_some() {
+                state.orders.push_back(order);
+            } else if is_new && key.mask.is_full() {
+                tracing::warn!(
+                    model = %source.bundle.dir.display(),
+                    expected_bytes = source.bytes(&key.mask),
+                    "the memory for compiled paths does not hold the full net as one graph; it runs block by block"
+                );
             }
         }
         self.shared.changed.notify_all();
     }
 
-    /// Compiles the path of `mask` now, unless it is there.
-    pub(super) fn compile_now(&self, source: &Arc<Source>, mask: &Mask) -> Result<(), EngineError> {
-        let order = Order { source: Arc::clone(source), mask: mask.clone() };
-        let room = {
+    /// Compiles the path of `mask` now, unless it is there. Returns whether it is there then: the least recently used
+    /// paths make room for it, but it may be too large.
+    pub(super) fn compile_now(&self, source: &Arc<Source>, mask: &Mask) -> Result<bool, EngineError> {
+        let order = Order { source: Arc::clone(source), mask: mask.clone(), why: Why::Told };
+        let evicted = {
             let mut state = self.shared.lock();
-            if state.cache.count(&order.key()) == 0 { state.make_room(&order) } else { None }
+            if state.cache.count(&order.key()) > 0 {
+                return Ok(true);
+            }
+            state.begin(&order)
         };
-        if let Some(evicted) = room {
-            drop(evicted);
-            let made = Compiled::new(&order)?;
-            drop(self.shared.lock().keep(&order, made));
-        }
-        Ok(())
+        let Some((reserved, evicted)) = evicted else { return Ok(false) };
+        drop(evicted);
+        let made = Compiled::new(&order);
+        let mut state = self.shared.lock();
+        let (kept, gone) = match made {
+            Ok(made) => {
+                let gone = state.keep(&order, made, reserved);
+                (Ok(gone.is_none()), gone)
+            }
+            Err(error) => {
+                state.cache.release(reserved);
+                (Err(error), None)
+            }
+        };
+        drop(state);
+        drop(gone);
+        kept
     }
 
     /// Waits until everything ordered is compiled, for at most `most`.
@@ -294,7 +361,7 @@ impl Paths {
         }
     }
 
-    /// The masks that the model's images had, the most frequent first.
+    /// The masks that the model's images had, the most frequent first; none where no image came.
     pub(super) fn frequent(&self, source: &Source) -> Frequent {
         self.shared.lock().seen.get(&source.id).map(Seen::frequent).unwrap_or_default()
     }
@@ -329,61 +396,89 @@ impl Drop for Paths {
 }
 
 impl State {
+    /// Counts `images` more of a mask; whether it came before them.
+    fn count(&mut self, key: &Key, images: u64) -> bool {
+        self.images += images;
+        if self.images >= AGE {
+            self.images = 0;
+            self.seen.values_mut().for_each(Seen::age);
+            self.failed.clear();
+        }
+        self.seen.get_mut(&key.source).is_some_and(|seen| seen.add(&key.mask, images) > images)
+    }
+
+    /// How often a mask was asked for.
+    fn asked(&self, key: &Key) -> u64 {
+        self.seen.get(&key.source).map_or(0, |seen| seen.count(&key.mask))
+    }
+
     fn is_ordered(&self, key: &Key) -> bool {
-        self.making.as_ref() == Some(key) || self.orders.iter().any(|order| order.key() == *key)
+        self.making.as_ref() == Some(key) || self.orders.iter().any(|order| order.is_of(key))
     }
 
-    /// Whether a path that came `count` times is to be compiled (again).
-    fn is_worth(&self, source: &Source, key: &Key, count: u64) -> bool {
-        if self.stopped
-            || self.orders.len() >= MOST_ORDERS
-            || self.cache.count(key) >= source.most
-            || self.failed.contains(key)
-            || self.is_ordered(key)
-        {
-            return false;
+    /// What has to go for a path; `None` where there is no room for it.
+    fn victims(&self, order: &Order, key: &Key) -> Option<Vec<(Key, usize)>> {
+        let asked = self.asked(key);
+        let may_go = |other: &Key| match order.why {
+            Why::Expected => key.mask.is_full(),
+            Why::Asked => self.asked(other) < asked,
+            Why::Told => true,
+        };
+        self.cache.victims(key, order.source.bytes(&key.mask), may_go)
+    }
+
+    fn is_worth(&self, order: &Order, key: &Key) -> bool {
+        !self.stopped
+            && self.orders.len() < MOST_ORDERS
+            && self.cache.count(key) < order.source.most
+            && !self.failed.contains(key)
+            && !self.is_ordered(key)
+            && self.victims(order, key).is_some()
+    }
+
+    /// Reserves bytes for a path and takes out what has to go, to be dropped outside the lock; `None` where it is not
+    /// wanted any more or there is no room for it.
+    fn begin(&mut self, order: &Order) -> Option<(u64, Vec<Compiled>)> {
+        let key = order.key();
+        if !self.seen.contains_key(&key.source) || self.cache.count(&key) >= order.source.most {
+            return None;
         }
-        let Some(victims) = self.cache.victims(key, source.bytes(&key.mask)) else { return false };
-        let asked = |key: &Key| self.seen.get(&key.source).map_or(0, |seen| seen.count(&key.mask));
-        victims.iter().all(|(victim, _)| asked(victim) < count)
-    }
-
-    /// Takes out what has to go before the path is compiled, to be dropped outside the lock; `None` where there is no
-    /// room for it.
-    fn make_room(&mut self, order: &Order) -> Option<Vec<Compiled>> {
-        let evicted = self.cache.make_room(&order.key(), order.source.bytes(&order.mask))?;
+        let victims = self.victims(order, &key)?;
+        let reserved = order.source.bytes(&key.mask);
+        let evicted = self.cache.reserve(reserved, victims);
         evicted.iter().for_each(|path| path.source.metrics.evictions.inc());
-        Some(evicted)
+        Some((reserved, evicted))
     }
 
-    /// Puts a compiled path in the cache; gives out what is to be dropped outside the lock.
-    fn keep(&mut self, order: &Order, made: Compiled) -> Vec<Compiled> {
-        let bytes = made.bytes;
-        match self.cache.insert(order.key(), made, bytes, order.mask.is_full()) {
-            Ok(evicted) => evicted,
-            Err(back) => vec![back],
+    /// Puts a compiled path in the cache; gives it out again where its model is gone.
+    fn keep(&mut self, order: &Order, made: Compiled, reserved: u64) -> Option<Compiled> {
+        let key = order.key();
+        if !self.seen.contains_key(&key.source) {
+            self.cache.release(reserved);
+            return Some(made);
         }
+        self.cache.insert(key, made, reserved, order.mask.is_full());
+        None
     }
 }
 
 /// The compiler thread.
 fn compile(shared: &Shared) {
     loop {
-        let (order, evicted) = {
+        let (order, reserved, evicted) = {
             let mut state = shared.lock();
             loop {
                 if state.stopped {
                     return;
                 }
-                let next = state.orders.pop_front();
-                if let Some((order, evicted)) = next.and_then(|order| state.make_room(&order).map(|room| (order, room)))
-                {
-                    state.making = Some(order.key());
-                    break (order, evicted);
-                }
-                if state.orders.is_empty() {
+                let Some(order) = state.orders.pop_front() else {
                     shared.changed.notify_all();
                     state = shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                    continue;
+                };
+                if let Some((reserved, evicted)) = state.begin(&order) {
+                    state.making = Some(order.key());
+                    break (order, reserved, evicted);
                 }
             }
         };
@@ -392,24 +487,25 @@ fn compile(shared: &Shared) {
         let made = std::panic::catch_unwind(AssertUnwindSafe(|| Compiled::new(&order)));
         let made = made.map_err(|_| "it panicked".to_owned()).and_then(|made| made.map_err(|error| error.to_string()));
         let mut state = shared.lock();
-        state.making = None;
         let gone = match made {
             Ok(made) => {
                 tracing::debug!(mask = %order.mask, seconds = started.elapsed().as_secs_f64(), "path compiled");
-                state.keep(&order, made)
+                state.keep(&order, made, reserved)
             }
             Err(reason) => {
                 order.source.metrics.failures.inc();
                 tracing::warn!(mask = %order.mask, reason, "a path cannot be compiled; it runs block by block");
+                state.cache.release(reserved);
                 if state.failed.len() >= MOST_FAILED {
                     state.failed.clear();
                 }
                 state.failed.insert(order.key());
-                Vec::new()
+                None
             }
         };
         drop(state);
-        shared.changed.notify_all();
         drop(gone);
+        shared.lock().making = None;
+        shared.changed.notify_all();
     }
 }

@@ -10,7 +10,7 @@ use ort::value::Tensor;
 use super::error::EngineError;
 use super::provider::Provider;
 use super::runtime::Runtime;
-use super::weights::Weights;
+use super::weights::{Unshared, Weights};
 use crate::bundle::Graph;
 
 /// Makes the sessions of one model on one provider.
@@ -39,34 +39,37 @@ impl Sessions {
 
     /// `what` is named by the error.
     pub(super) fn make(&self, onnx: &[u8], what: impl Display) -> Result<Session, EngineError> {
-        if self.share_weights() {
-            match self.weights.session(self.runtime, onnx) {
-                Ok(session) => return Ok(session),
-                Err(error) => {
-                    self.unshared.store(true, Ordering::Relaxed);
-                    tracing::warn!(%what, %error, "sessions have weights of their own from now on, which takes more memory");
-                }
-            }
-        }
+        let refused =
+            if self.share_weights() { self.weights.session(self.runtime, onnx) } else { Err(Unshared::Unwanted) };
+        let refused = match refused {
+            Ok(session) => return Ok(session),
+            Err(refused) => refused,
+        };
         let failed = |error: &dyn Display| EngineError::Session {
             what: what.to_string(),
             provider: self.provider,
             reason: error.to_string(),
         };
         let mut builder = self.provider.session(self.runtime).map_err(|error| failed(&error))?;
-        builder.commit_from_memory(onnx).map_err(|error| failed(&error))
+        let session = builder.commit_from_memory(onnx).map_err(|error| failed(&error))?;
+        if self.share_weights() {
+            self.unshared.store(true, Ordering::Relaxed);
+            tracing::warn!(%what, error = %refused, "sessions have weights of their own from now on, which takes memory");
+        }
+        Ok(session)
     }
 }
 
-/// A session of one f32 input `[N, ...]` and one f32 output `[N, ...]`, whose buffers stay bound from run to run: as long
-/// as N is the same, a run allocates nothing for them.
+/// A session of one f32 input `[N, ...]` and one f32 output `[N, ...]`. Its input and output are bound to buffers of its
+/// own, which stay for the sizes of batches that came last.
 pub(super) struct Bound {
     session: Session,
     /// Of one image, without N.
     input: Vec<i64>,
     output: Vec<i64>,
     names: (String, String),
-    buffers: Option<Buffers>,
+    /// The one used last comes last.
+    buffers: Vec<Buffers>,
 }
 
 struct Buffers {
@@ -75,6 +78,9 @@ struct Buffers {
     binding: IoBinding,
 }
 
+/// Bytes of a session's input buffers that stay from run to run, at most, where more than one stays.
+const KEPT_BYTES: usize = 512 << 10;
+
 impl Bound {
     /// `input` and `output` are the shapes of one image, as the checked graph has them.
     pub(super) fn new(session: Session, input: &[u64], output: &[u64]) -> Self {
@@ -82,7 +88,12 @@ impl Bound {
         let name = |outlets: &[ort::value::Outlet]| outlets.first().map(|outlet| outlet.name().to_owned());
         let names = (name(session.inputs()), name(session.outputs()));
         let (Some(first), Some(last)) = names else { unreachable!("a checked graph has one input and one output") };
-        Self { input: shape(input), output: shape(output), names: (first, last), buffers: None, session }
+        Self { input: shape(input), output: shape(output), names: (first, last), buffers: Vec::new(), session }
+    }
+
+    /// What the buffers of a session take at most between runs, for inputs of `image` bytes each.
+    pub(super) fn most_bytes(image: u64) -> u64 {
+        image.max(KEPT_BYTES as u64)
     }
 
     /// Elements of one image's input.
@@ -97,20 +108,43 @@ impl Bound {
     pub(super) fn run(&mut self, images: &[&[f32]]) -> Result<Vec<Vec<f32>>, EngineError> {
         let elements = self.elements();
         assert!(images.iter().all(|image| image.len() == elements), "an image has the model's input size");
-        if self.buffers.as_ref().is_none_or(|buffers| buffers.images != images.len()) {
-            self.buffers = Some(self.bind(images.len())?);
-        }
-        let buffers = self.buffers.as_mut().expect("bound above");
+        let bound = self.buffers.iter().position(|buffers| buffers.images == images.len());
+        let mut buffers = match bound {
+            Some(at) => self.buffers.remove(at),
+            None => self.bind(images.len())?,
+        };
         let (_, pixels) = buffers.input.extract_tensor_mut();
         for (row, image) in pixels.chunks_exact_mut(elements).zip(images) {
             row.copy_from_slice(image);
         }
         // Bound anew at each run: where the device is not the CPU, this is what copies it there.
         buffers.binding.bind_input(&*self.names.0, &buffers.input)?;
-        let outputs = self.session.run_binding(&buffers.binding)?;
-        let (_, values) = outputs[0].try_extract_tensor::<f32>()?;
         let each = self.output.iter().product::<i64>() as usize;
-        Ok(values.chunks_exact(each).map(<[f32]>::to_vec).collect())
+        let result = {
+            let outputs = self.session.run_binding(&buffers.binding)?;
+            let (_, values) = outputs[0].try_extract_tensor::<f32>()?;
+            values.chunks_exact(each).map(<[f32]>::to_vec).collect()
+        };
+        self.keep(buffers);
+        Ok(result)
+    }
+
+    /// Keeps buffers for the next run, and of the others as many as fit beside them; those of a single image always.
+    fn keep(&mut self, buffers: Buffers) {
+        let bytes = self.elements() * size_of::<f32>();
+        let fits = |images: usize| images == 1 || images * bytes <= KEPT_BYTES;
+        if !fits(buffers.images) {
+            return;
+        }
+        self.buffers.push(buffers);
+        let mut left = KEPT_BYTES.max(bytes);
+        let kept = self.buffers.iter().rev().take_while(|buffers| {
+            let room = left.checked_sub(buffers.images * bytes);
+            left = room.unwrap_or(left);
+            room.is_some()
+        });
+        let kept = kept.count();
+        self.buffers.drain(..self.buffers.len() - kept);
     }
 
     fn bind(&self, images: usize) -> Result<Buffers, EngineError> {

@@ -15,7 +15,7 @@ pub enum Refused {
     Stopping,
 }
 
-/// Counts the images that are admitted and not yet taken up by a worker.
+/// Counts the images that are admitted and whose path does not run yet.
 pub struct Admission {
     room: Arc<Semaphore>,
     capacity: usize,

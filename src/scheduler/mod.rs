@@ -128,14 +128,16 @@ impl Scheduler {
     pub fn start(workers: usize, max_batch: usize) -> std::io::Result<Self> {
         let queue = Arc::new(Queue::new());
         let (alive, ended) = mpsc::channel();
+        // Closes the queue again, for the threads that there are, where there are not enough.
+        let scheduler = Self { queue, ended: Mutex::new(ended) };
         for number in 0..workers {
-            let (queue, alive) = (Arc::clone(&queue), alive.clone());
+            let (queue, alive) = (Arc::clone(&scheduler.queue), alive.clone());
             std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
                 work(&queue, workers, max_batch);
                 drop::<mpsc::Sender<()>>(alive);
             })?;
         }
-        Ok(Self { queue, ended: Mutex::new(ended) })
+        Ok(scheduler)
     }
 
     /// Queues an image and waits for its answer. Dropping the future gives the image up: it will not be run if it has

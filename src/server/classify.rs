@@ -220,7 +220,8 @@ impl Service {
     /// Decodes on the blocking pool, as many images at once as there are cores.
     async fn decode(&self, model: &Arc<Model>, bytes: Bytes) -> Result<Decoded, Error> {
         let turn = Arc::clone(&self.decoders).acquire_owned().await.expect("the semaphore is never closed");
-        let (model, most) = (Arc::clone(model), self.limits.pixels);
+        // Not the model itself: a decode that never ends must not hold sessions while the process does.
+        let (input, most) = (model.engine.bundle().manifest.input.clone(), self.limits.pixels);
         let request = tracing::Span::current();
         let decoded = tokio::task::spawn_blocking(move || {
             let _turn = turn;
@@ -232,7 +233,7 @@ impl Service {
             let image = image?;
             let decoded = started.elapsed();
             let span = tracing::debug_span!("preprocess", width = image.width(), height = image.height());
-            let pixels = span.in_scope(|| preprocess(&image, &model.engine.bundle().manifest.input));
+            let pixels = span.in_scope(|| preprocess(&image, &input));
             Ok(Decoded { pixels, decode: decoded, preprocess: started.elapsed().saturating_sub(decoded) })
         });
         let decoded: Result<Decoded, Error> =

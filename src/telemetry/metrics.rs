@@ -91,7 +91,7 @@ pub struct Metrics {
     path_cache_bytes: IntGaugeVec,
     model_ready: IntGaugeVec,
     models: Mutex<HashMap<String, Arc<ModelMetrics>>>,
-    /// Images admitted and not yet taken up by a worker.
+    /// Images admitted whose path does not run yet.
     pub queue_depth: IntGauge,
     /// Requests being answered.
     pub inflight: IntGauge,
@@ -195,9 +195,12 @@ impl Metrics {
                 ("failures", "Paths that could not be compiled and run block by block."),
             ]
             .map(|(what, help)| counters(&format!("blockdrop_path_cache_{what}_total"), help, &["model"])),
-            path_cache_bytes: gauges("blockdrop_path_cache_bytes", "Memory of the compiled paths, about."),
+            path_cache_bytes: gauges(
+                "blockdrop_path_cache_bytes",
+                "Memory of the compiled paths, about, without the weights that they share.",
+            ),
             model_ready: gauges("blockdrop_model_ready", "1 where a model is loaded and warm."),
-            queue_depth: gauge("blockdrop_queue_depth", "Images admitted and not yet taken up by a worker."),
+            queue_depth: gauge("blockdrop_queue_depth", "Images admitted whose path does not run yet."),
             inflight: gauge("blockdrop_inflight_requests", "Requests being answered."),
             requests,
             request_duration,

@@ -10,6 +10,7 @@ use anyhow::{Context, anyhow, bail};
 use serde::Serialize;
 use serde_json::Value;
 
+use super::super::options::Running;
 use super::statistics::{Estimate, estimate};
 
 /// Milliseconds of a request, medians with their intervals.
@@ -38,31 +39,42 @@ impl Drop for Server {
     }
 }
 
-/// Sends `files` to a server of `bundle`, which lies in a repository of models, for about `time`.
-pub(super) fn measure(
-    bundle: &Path,
-    onnxruntime: Option<&Path>,
-    files: &[Vec<u8>],
-    time: Duration,
-) -> anyhow::Result<Latency> {
-    let (_server, address) = start(bundle, onnxruntime)?;
-    let mut stream = BufReader::new(TcpStream::connect(address)?);
-    stream.get_ref().set_nodelay(true)?;
-    stream.get_ref().set_read_timeout(Some(Duration::from_secs(60)))?;
-    let mut columns: [Vec<f64>; 6] = Default::default();
-    let (mut started, mut sent) = (Instant::now(), 0);
-    for file in files.iter().cycle() {
-        // The first pass lets the server compile its paths.
-        if sent == 2 * files.len() {
-            started = Instant::now();
-            columns = Default::default();
-        }
-        if sent > 2 * files.len() && started.elapsed() >= time {
+/// Sends `files` to a server of `bundle` alone, for about `time`.
+pub(super) fn measure(bundle: &Path, running: &Running, files: &[Vec<u8>], time: Duration) -> anyhow::Result<Latency> {
+    let repository = tempfile::tempdir()?;
+    std::fs::create_dir(repository.path().join("bench"))?;
+    std::os::unix::fs::symlink(bundle.canonicalize()?, repository.path().join("bench/1"))?;
+    let Started { _server, http, admin } = start(repository.path(), running)?;
+    let connect = |address| -> anyhow::Result<BufReader<TcpStream>> {
+        let stream = TcpStream::connect(address)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+        Ok(BufReader::new(stream))
+    };
+    let (mut http, mut admin) = (connect(http)?, connect(admin)?);
+
+    // Passes until every path is compiled, or it gets no better.
+    const MOST: usize = 12;
+    let mut misses = f64::NAN;
+    for _ in 0..MOST {
+        files.iter().try_for_each(|file| classify(&mut http, file).map(drop))?;
+        let metrics = String::from_utf8(ask(&mut admin, b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n", &[])?)?;
+        let found =
+            metrics.lines().find_map(|line| line.strip_prefix("blockdrop_path_cache_misses_total{model=\"bench\"} "));
+        let found = found.and_then(|count| count.parse().ok()).context("the server's count of paths not compiled")?;
+        if std::mem::replace(&mut misses, found) == found {
             break;
         }
-        sent += 1;
+    }
+
+    let mut columns: [Vec<f64>; 6] = Default::default();
+    let started = Instant::now();
+    for file in files.iter().cycle() {
+        if !columns[0].is_empty() && started.elapsed() >= time {
+            break;
+        }
         let asked = Instant::now();
-        let answer = ask(&mut stream, file)?;
+        let answer = classify(&mut http, file)?;
         let request = 1e3 * asked.elapsed().as_secs_f64();
         let timing = &answer["results"][0]["timing_ms"];
         let stage = |name: &str| timing[name].as_f64().ok_or_else(|| anyhow!("the server answered {answer}"));
@@ -75,40 +87,55 @@ pub(super) fn measure(
     Ok(Latency { requests, request, engine, added, decode, preprocess, queue })
 }
 
-fn start(bundle: &Path, onnxruntime: Option<&Path>) -> anyhow::Result<(Server, SocketAddr)> {
-    let bundle = bundle.canonicalize()?;
-    let model = bundle.parent().filter(|_| bundle.file_name().is_some());
-    let names = model.and_then(|model| Some((model.parent()?, model.file_name()?)));
-    let Some((repository, name)) = names else {
-        bail!("{}: found no repository of models around it, expected <models>/<name>/<version>", bundle.display());
-    };
+struct Started {
+    _server: Server,
+    http: SocketAddr,
+    admin: SocketAddr,
+}
+
+fn start(models: &Path, running: &Running) -> anyhow::Result<Started> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["serve", "--http-addr", "127.0.0.1:0", "--admin-addr", "127.0.0.1:0", "--log-format", "json"]);
-    command.arg("--models").arg(repository).arg("--default-model").arg(name).args(["--warm-up", "60s"]);
-    if let Some(library) = onnxruntime {
+    command.args(["--provider", &running.provider.to_string(), "--workers", &running.workers.to_string()]);
+    command.args(["--warm-up", "60s"]).arg("--models").arg(models);
+    if let Some(library) = &running.onnxruntime {
         command.arg("--onnxruntime").arg(library);
     }
     let mut server = Server(command.env("RUST_LOG", "info").stderr(Stdio::piped()).spawn()?);
     let log = BufReader::new(server.0.stderr.take().context("the server's log")?);
-    let mut said = Vec::new();
+    let (mut admin, mut said) = (None, Vec::new());
     for line in log.lines() {
         let line = line?;
         let entry: Value = serde_json::from_str(&line).unwrap_or_default();
-        if entry["message"] == "ready" {
-            let address = entry["address"].as_str().and_then(|address| address.parse().ok());
-            return Ok((server, address.context("the server's address")?));
+        let address = || entry["address"].as_str().and_then(|address| address.parse().ok());
+        match entry["message"].as_str() {
+            Some("ready") => {
+                let (http, admin) = (address(), admin);
+                return Ok(Started {
+                    _server: server,
+                    http: http.context("its address")?,
+                    admin: admin.context("its address")?,
+                });
+            }
+            Some(message) if message.starts_with("admin listener") => admin = address(),
+            _ => {}
         }
         said.push(line);
     }
     bail!("the server did not start: {}", said.join("\n"))
 }
 
-fn ask(stream: &mut BufReader<TcpStream>, file: &[u8]) -> anyhow::Result<Value> {
+fn classify(stream: &mut BufReader<TcpStream>, file: &[u8]) -> anyhow::Result<Value> {
     let head = format!(
         "POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/octet-stream\r\nContent-Length: {}\r\n\r\n",
         file.len()
     );
-    stream.get_mut().write_all(&[head.as_bytes(), file].concat())?;
+    Ok(serde_json::from_slice(&ask(stream, head.as_bytes(), file)?)?)
+}
+
+/// Sends a request and gives the body of its answer.
+fn ask(stream: &mut BufReader<TcpStream>, head: &[u8], body: &[u8]) -> anyhow::Result<Vec<u8>> {
+    stream.get_mut().write_all(&[head, body].concat())?;
     let (mut status, mut length, mut line) = (String::new(), 0, String::new());
     loop {
         line.clear();
@@ -129,5 +156,5 @@ fn ask(stream: &mut BufReader<TcpStream>, file: &[u8]) -> anyhow::Result<Value> 
     if !status.contains(" 200") {
         bail!("the server answered {status}: {}", String::from_utf8_lossy(&body));
     }
-    Ok(serde_json::from_slice(&body)?)
+    Ok(body)
 }

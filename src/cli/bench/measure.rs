@@ -9,6 +9,9 @@ use anyhow::anyhow;
 use blockdrop::engine::{Backend, Engine, EngineError, PathMetrics};
 use blockdrop::policy::Mask;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
 use super::images::Work;
@@ -26,6 +29,8 @@ pub(super) struct Case {
 pub(super) struct Arm {
     pub(super) workers: usize,
     pub(super) batch: usize,
+    /// Images that ran together in the mean: fewer than the batch where few have a mask in common.
+    pub(super) together: f64,
     pub(super) what: &'static str,
     pub(super) rounds: usize,
     /// Median over the rounds of a worker's time for an image.
@@ -105,6 +110,14 @@ impl<'w> Batches<'w> {
         Self { in_order, by_mask }
     }
 
+    /// Batches of a pass; of policy and path, those of the path.
+    fn count(&self, way: Way) -> usize {
+        match way {
+            Way::Full | Way::Policy => self.in_order.len(),
+            Way::Blocks | Way::Paths | Way::Learned => self.by_mask.len(),
+        }
+    }
+
     /// Runs every image once, beginning with the batch `from`.
     fn pass(&self, way: Way, engine: &Engine, from: usize) -> Result<(), EngineError> {
         let full = Mask::full(engine.costs().blocks.len());
@@ -150,8 +163,8 @@ fn pass(way: Way, case: Case, engine: &Engine, batches: &Batches<'_>) -> anyhow:
                 })
             })
             .collect();
-        start.wait();
         let started = Instant::now();
+        start.wait();
         for thread in threads {
             thread.join().map_err(|_| anyhow!("a thread failed"))??;
         }
@@ -185,11 +198,13 @@ pub(super) fn all(
         let started = Instant::now();
         let mut seconds: [Vec<f64>; WAYS.len()] = Default::default();
         let (mut runs, mut compiled) = ([0; WAYS.len()], [0; WAYS.len()]);
+        let mut generator = ChaCha8Rng::seed_from_u64(0);
         let mut round = 0;
         while round < LEAST_ROUNDS || started.elapsed() < time {
-            for turn in 0..WAYS.len() {
-                // Each way begins a round as often as the others.
-                let at = (turn + round) % WAYS.len();
+            // In an order of its own each time, so that none always follows the same other.
+            let mut order: [usize; WAYS.len()] = std::array::from_fn(|at| at);
+            order.shuffle(&mut generator);
+            for at in order {
                 let (hits, misses) = (metrics.hits.get(), metrics.misses.get());
                 seconds[at].push(pass(WAYS[at], case, engine, &batches)?.as_secs_f64());
                 compiled[at] += metrics.hits.get() - hits;
@@ -206,6 +221,7 @@ pub(super) fn all(
             arms.push(Arm {
                 workers,
                 batch,
+                together: images / batches.count(way) as f64,
                 what: way.name(),
                 rounds: ratios.len(),
                 ms_per_image: 1e3 * middle / images,
@@ -222,14 +238,21 @@ pub(super) fn all(
 
 /// Runs passes until every path is compiled for every worker, or it gets no better.
 fn warm(engine: &Engine, metrics: &PathMetrics, case: Case, batches: &Batches<'_>) -> anyhow::Result<()> {
-    const MOST: usize = 8;
+    const MOST: usize = 12;
+    engine.compile(&Mask::full(engine.costs().blocks.len()))?;
+    for (mask, _) in &batches.by_mask {
+        engine.compile(mask)?;
+    }
+    let mut without_misses = 0;
     for _ in 0..MOST {
         let misses = metrics.misses.get();
         for way in WAYS {
             pass(way, case, engine, batches)?;
         }
         engine.settle(Duration::from_secs(600));
-        if metrics.misses.get() == misses {
+        without_misses = if metrics.misses.get() == misses { without_misses + 1 } else { 0 };
+        // Workers may meet at a path for the first time in any pass.
+        if without_misses == case.workers.min(3) {
             break;
         }
     }

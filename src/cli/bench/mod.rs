@@ -67,11 +67,13 @@ pub(crate) fn run(options: Options, mut problems: Problems) -> Result<(), Failur
     let running = options.run_on.check(&mut problems);
     let count = problems.take("--count", "1 to 100000 images", options.count, |count| (1..=100_000).contains(count));
     let masks = problems.take("--masks", "policy or frequent", options.masks, |_| true);
-    let batches: Option<Vec<usize>> = options
+    // All of them are looked at, so that every wrong one is named.
+    let batches: Vec<Option<usize>> = options
         .batch
         .into_iter()
         .map(|batch| problems.take("--batch", "1 to 512 images", batch, |batch| (1..=512).contains(batch)))
         .collect();
+    let batches: Option<Vec<usize>> = batches.into_iter().collect();
     let seconds =
         problems.take("--seconds", "0.1 to 3600 seconds", options.seconds, |seconds| (0.1..=3600.0).contains(seconds));
     let (running, count, masks, batches, seconds) =
@@ -105,8 +107,7 @@ pub(crate) fn run(options: Options, mut problems: Problems) -> Result<(), Failur
     };
     if options.http {
         drop(engine); // its memory is the server's now
-        let library = running.onnxruntime.as_deref();
-        report.http = Some(http::measure(&options.bundle, library, &work.files, time)?);
+        report.http = Some(http::measure(&options.bundle, &running, &work.files, time)?);
     }
     if options.json {
         print(serde_json::to_string_pretty(&report)?)?;
@@ -149,7 +150,7 @@ impl Report {
         ))?;
         let mut rows = table(&[
             "workers>",
-            "batch>",
+            "batch (mean)>",
             "what runs",
             "ms per image>",
             "images/s>",
@@ -162,7 +163,7 @@ impl Report {
         for arm in &self.measured {
             rows.add_row([
                 arm.workers.to_string(),
-                arm.batch.to_string(),
+                format!("{} ({:.1})", arm.batch, arm.together),
                 arm.what.to_owned(),
                 format!("{:.3}", arm.ms_per_image),
                 format!("{:.0}", arm.images_per_second),
