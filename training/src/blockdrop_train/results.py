@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -219,10 +220,16 @@ def draw(figures: dict[str, Any], folder: Path) -> list[Path]:
 
     stem = f"{figures['config']}.{figures['split']}"
     curve, axes = pyplot.subplots(figsize=(6, 4))
-    for row in figures["rows"]:
+    colours = [pyplot.get_cmap("tab20")(n) for n in range(20)]
+    floor = max(100 * row["accuracy"] for row in figures["rows"]) - 15
+    for row, colour in zip(figures["rows"], itertools.cycle(colours), strict=False):
         label = f"{TITLES[row['method']]}, {row['phase']}"
+        accuracy = 100 * row["accuracy"]
+        if accuracy < floor:
+            label += f": {accuracy:.0f} % (below)"
         marker = {"policy": "*", "full": "s"}.get(row["method"], "o")
-        axes.scatter(row["flops_mean"], 100 * row["accuracy"], marker=marker, s=70, label=label)
+        axes.scatter(row["flops_mean"], accuracy, marker=marker, s=70, color=colour, label=label)
+    axes.set_ylim(bottom=floor)
     for flops, accuracy in PAPER_FLOPS.get((figures["data"], figures["depth"]), []):
         axes.scatter(flops, accuracy, marker="*", s=70, color="black", label="BlockDrop, paper")
     axes.set_xlabel("FLOPs an image, policy included")
