@@ -1,7 +1,6 @@
 //! `blockdrop evaluate BUNDLE --data PATH`
 
 use std::collections::BTreeSet;
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -14,12 +13,12 @@ use blockdrop::image::preprocess;
 use blockdrop::policy::{Choice, Mask, Path, Selection};
 use clap::Args;
 use clap::builder::BoolishValueParser;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use super::Failure;
 use super::checked::{Checked, Problems};
 use super::options::{Masks, RunOn, title};
+use super::progress;
 use super::table::{flops, print, table};
 
 #[derive(Debug, Args)]
@@ -171,13 +170,7 @@ fn measure(
     chosen: &Selection,
     threads: usize,
 ) -> anyhow::Result<(Tally, Tally)> {
-    let bar = ProgressBar::new(images as u64);
-    if !std::io::stderr().is_terminal() {
-        bar.set_draw_target(ProgressDrawTarget::hidden());
-    }
-    let style = "{msg} {wide_bar} {pos}/{len} images, {per_sec}, {eta} left";
-    bar.set_style(ProgressStyle::with_template(style).expect("a valid template"));
-    bar.set_message("evaluating");
+    let bar = progress::bar(images as u64, "evaluating {wide_bar} {pos}/{len} images, {per_sec}, {eta} left");
 
     let full = Choice { path: Path::Full, ..Choice::default() }.check(engine.costs(), 0.5)?;
     let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));

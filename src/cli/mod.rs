@@ -7,6 +7,7 @@ mod evaluate;
 mod inspect;
 mod memory;
 mod options;
+mod progress;
 mod serve;
 mod table;
 

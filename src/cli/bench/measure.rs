@@ -1,19 +1,18 @@
 //! The measuring: every way to run the same images, in turn, round after round.
 
 use std::collections::BTreeMap;
-use std::io::IsTerminal;
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use blockdrop::engine::{Backend, Engine, EngineError, PathMetrics};
 use blockdrop::policy::Mask;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
+use super::super::progress;
 use super::images::Work;
 use super::statistics::{Estimate, estimate, median};
 
@@ -183,12 +182,7 @@ pub(super) fn all(
     cases: &[Case],
     time: Duration,
 ) -> anyhow::Result<Vec<Arm>> {
-    let bar = ProgressBar::new(cases.len() as u64 * time.as_millis() as u64);
-    if !std::io::stderr().is_terminal() {
-        bar.set_draw_target(ProgressDrawTarget::hidden());
-    }
-    let style = ProgressStyle::with_template("{msg} {wide_bar} {percent} %, {eta} left");
-    bar.set_style(style.expect("a valid template"));
+    let bar = progress::bar(cases.len() as u64 * time.as_millis() as u64, "{msg} {wide_bar} {percent} %, {eta} left");
     let mut arms = Vec::new();
     for (number, &case) in cases.iter().enumerate() {
         let Case { workers, batch } = case;
