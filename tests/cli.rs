@@ -509,3 +509,16 @@ fn onnxruntime_that_is_not_there_is_named() {
         Some(0)
     );
 }
+
+#[test]
+fn nothing_is_left_in_the_home_directory() {
+    let (dir, bundle, _) = bundle(&Net::tiny(5));
+    let (home, image) = (tempfile::tempdir().unwrap(), dir.path().join("1.png"));
+    fs::write(&image, common::png(1)).unwrap();
+    let mut command = common::blockdrop();
+    command.args(["classify", "--bundle", text(&bundle), text(&image)]).env("HOME", home.path());
+    let output = command.env_remove("XDG_CACHE_HOME").env_remove("ORT_DISABLE_TELEMETRY").output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let left: Vec<_> = fs::read_dir(home.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(left.is_empty(), "ONNX Runtime's telemetry: {left:?}");
+}

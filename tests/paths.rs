@@ -383,25 +383,36 @@ async fn a_profile_that_does_not_fit_is_passed_over() {
     assert_eq!(files(profiles.path()).len(), bad.len(), "nothing is left beside them");
 }
 
-#[tokio::test]
-async fn a_profile_that_cannot_be_written_is_no_failure() {
+#[test]
+fn a_directory_for_profiles_that_cannot_be_written_to_is_said_at_the_start() {
     let models = models("net", &Net::tiny(5));
     let place = tempfile::tempdir().unwrap();
     let file = place.path().join("file");
     fs::write(&file, "no directory").unwrap();
-    for dir in [file.clone(), file.join("below")] {
-        let mut server = served(models.path(), &[&["--profile-dir", text(&dir)]]);
-        server.classify("", png(1)).await;
-        server.signal(Signal::TERM);
-        assert_eq!(server.ended().code(), Some(0));
-        let log = server.log();
-        // Neither read at the start nor written at the end.
-        let said: Vec<&Value> = log.iter().filter(|line| line["level"] == "WARN").collect();
-        assert_eq!(said.len(), 2, "{said:?}");
-        said.iter().for_each(|line| contains(line["error"].as_str().unwrap(), &[text(&dir.join("net/1.json"))]));
-        assert!(log.iter().any(|line| line["message"] == "stopped"));
+    for dir in [file.clone(), file.join("below"), "/proc/self".into()] {
+        let ended =
+            run(["serve", "--models", text(models.path()), "--http-addr=127.0.0.1:0", "--admin-addr=127.0.0.1:0"]
+                .into_iter()
+                .chain(["--profile-dir", text(&dir)]));
+        ended.failed(1, &["--profile-dir: ", text(&dir), "cannot be written to"]);
     }
     assert_eq!(fs::read_to_string(&file).unwrap(), "no directory");
+}
+
+#[tokio::test]
+async fn a_profile_that_cannot_be_written_in_the_end_is_no_failure() {
+    let models = models("net", &Net::tiny(5));
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = served(models.path(), &[&["--profile-dir", text(dir.path())]]);
+    server.classify("", png(1)).await;
+    fs::write(dir.path().join("net"), "no directory").unwrap();
+    server.signal(Signal::TERM);
+    assert_eq!(server.ended().code(), Some(0));
+    let log = server.log();
+    let said: Vec<&Value> = log.iter().filter(|line| line["level"] == "WARN").collect();
+    assert_eq!(said.len(), 1, "{said:?}");
+    contains(said[0]["error"].as_str().unwrap(), &[text(&dir.path().join("net/1.json"))]);
+    assert!(log.iter().any(|line| line["message"] == "stopped"));
 }
 
 #[tokio::test]

@@ -7,13 +7,25 @@ use sysinfo::{MemoryRefreshKind, System};
 /// What is taken where nothing can be read, in bytes.
 const UNKNOWN: u64 = 512 << 20;
 
-/// A quarter of the memory that is free now, for the machine or for the control groups that this process is in, whichever
-/// has least.
+/// A quarter of the memory that is free now, for the machine, for the control groups that this process is in, or in its
+/// address space, whichever has least.
 pub(crate) fn quarter() -> u64 {
     let mut system = System::new();
     system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
     let machine = Some(system.available_memory()).filter(|&free| free > 0);
-    machine.into_iter().chain(free_in_groups(Path::new("/"))).min().unwrap_or(UNKNOWN) / 4
+    machine.into_iter().chain(free_in_groups(Path::new("/"))).chain(free_in_addresses()).min().unwrap_or(UNKNOWN) / 4
+}
+
+/// What the limit of this process's address space (`ulimit -v`) leaves.
+fn free_in_addresses() -> Option<u64> {
+    #[cfg(target_os = "linux")]
+    {
+        let limit = rustix::process::getrlimit(rustix::process::Resource::As).current?;
+        let pages: u64 = std::fs::read_to_string("/proc/self/statm").ok()?.split(' ').next()?.parse().ok()?;
+        Some(limit.saturating_sub(pages * rustix::param::page_size() as u64))
+    }
+    #[cfg(not(target_os = "linux"))]
+    None
 }
 
 /// What the memory limits of the control groups leave, of version 1 and 2, below the file system's `root`: the limit less

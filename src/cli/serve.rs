@@ -52,7 +52,8 @@ pub(crate) struct Options {
     #[arg(long, env = "BLOCKDROP_WARM_UP", default_value = "500ms")]
     warm_up: Checked<humantime::Duration>,
 
-    /// Directory that keeps, from run to run, which masks are frequent [default: only what the bundles say].
+    /// Directory that keeps, from run to run, which masks are frequent: written at the end, for one server alone
+    /// [default: only what the bundles say].
     #[arg(long, env = "BLOCKDROP_PROFILE_DIR")]
     profile_dir: Option<PathBuf>,
 

@@ -83,14 +83,16 @@ impl<K: Clone + Eq + Hash, V: Weigh> Cache<K, V> {
     }
 
     /// What has to go so that `bytes` more fit for `key`: idle values of those other keys that `may_go`, the least
-    /// recently taken first. `None` where even that is not enough.
-    pub(super) fn victims(&self, key: &K, bytes: u64, may_go: impl Fn(&K) -> bool) -> Option<Victims<K>> {
+    /// recently taken first. `may_go` is told how many values were asked for since the key's were. `None` where even
+    /// that is not enough.
+    pub(super) fn victims(&self, key: &K, bytes: u64, may_go: impl Fn(&K, u64) -> bool) -> Option<Victims<K>> {
         let mut excess = (self.bytes + bytes).saturating_sub(self.limit);
         if excess == 0 {
             return Some(Vec::new());
         }
         let others = self.entries.iter().filter(|(other, entry)| *other != key && !entry.pinned);
-        let mut oldest: Vec<(&K, &Entry<V>)> = others.filter(|(other, _)| may_go(other)).collect();
+        let mut oldest: Vec<(&K, &Entry<V>)> =
+            others.filter(|(other, entry)| may_go(other, self.clock - entry.used)).collect();
         oldest.sort_unstable_by_key(|(_, entry)| entry.used);
         let mut victims = Vec::new();
         for (other, entry) in oldest {
@@ -167,7 +169,7 @@ mod tests {
 
     /// Inserts a value by evicting what has to go; `None` where that is not enough.
     fn put(cache: &mut Cache<char, Value>, key: char, value: Value, pinned: bool) -> Option<Vec<usize>> {
-        let victims = cache.victims(&key, value.1, |_| true)?;
+        let victims = cache.victims(&key, value.1, |_, _| true)?;
         let evicted = cache.reserve(value.1, victims);
         cache.insert(key, value, value.1, pinned);
         Some(evicted.into_iter().map(|(name, _)| name).collect())
@@ -197,7 +199,7 @@ mod tests {
         assert_eq!(put(&mut cache, 'f', (8, 10), true), Some(vec![]));
         assert_eq!(cache.take(&'a'), Some((0, 10)));
         assert_eq!(put(&mut cache, 'd', (9, 20), false), None, "only b could go");
-        assert_eq!(cache.victims(&'d', 10, |key| *key != 'b'), None);
+        assert_eq!(cache.victims(&'d', 10, |key, _| *key != 'b'), None);
         assert_eq!(put(&mut cache, 'd', (9, 10), false), Some(vec![1]));
         assert_eq!(cache.give_back(&'a', (0, 10)), None);
         assert_eq!((cache.count(&'a'), cache.count(&'f')), (1, 1));
@@ -214,12 +216,23 @@ mod tests {
     }
 
     #[test]
+    fn how_long_a_key_was_not_asked_for_is_told() {
+        let mut cache = filled(20, &[('a', 10), ('b', 10)]);
+        for _ in 0..5 {
+            let a = cache.take(&'a').unwrap();
+            assert_eq!(cache.give_back(&'a', a), None);
+        }
+        assert_eq!(cache.victims(&'c', 10, |_, idle| idle >= 5), Some(vec![('b', 1)]));
+        assert_eq!(cache.victims(&'c', 10, |_, idle| idle >= 6), None);
+    }
+
+    #[test]
     fn what_is_reserved_is_not_free_until_it_is_released() {
         let mut cache = filled(30, &[('a', 10)]);
         assert_eq!(cache.reserve(20, Vec::new()), vec![]);
-        assert_eq!(cache.victims(&'b', 10, |_| true), Some(vec![('a', 1)]));
+        assert_eq!(cache.victims(&'b', 10, |_, _| true), Some(vec![('a', 1)]));
         cache.release(20);
-        assert_eq!(cache.victims(&'b', 10, |_| true), Some(vec![]));
+        assert_eq!(cache.victims(&'b', 10, |_, _| true), Some(vec![]));
         assert_eq!(cache.bytes(), 10);
     }
 

@@ -82,8 +82,8 @@ impl Source {
     /// What a session of the path takes in memory, about: what ONNX Runtime holds for a session and for each block, the
     /// buffers of a batch, and the weights where they are not shared, as read and as laid out for the processor.
     fn bytes(&self, mask: &Mask) -> u64 {
-        const SESSION: u64 = 512 << 10;
-        const BLOCK: u64 = 32 << 10;
+        const SESSION: u64 = 64 << 10;
+        const BLOCK: u64 = 48 << 10;
         let blocks =
             || self.blocks.iter().zip(mask.iter()).map(|(&(kept, dropped), keep)| if keep { kept } else { dropped });
         let graphs = blocks().filter(|&bytes| bytes > 0).count() as u64;
@@ -157,7 +157,7 @@ struct Key {
 enum Why {
     /// It is expected to be asked for: nothing goes, but for the full net.
     Expected,
-    /// It was asked for: paths may go that are asked for less.
+    /// It was asked for: paths may go that are asked for less, or not any more.
     Asked,
     /// Somebody said so: anything may go.
     Told,
@@ -207,7 +207,7 @@ impl Shared {
 /// The compiled paths of all models of the process, within a number of bytes.
 ///
 /// A path is compiled by a thread of its own once its mask has come before, and only at the cost of paths that come less
-/// often, the least recently used first; meanwhile its images run block by block. Each path has as many sessions as
+/// often or have not come for long, the least recently used first; meanwhile its images run block by block. Each path has as many sessions as
 /// threads have wanted to run it at once.
 pub struct Paths {
     shared: Arc<Shared>,
@@ -219,6 +219,9 @@ const MOST_ORDERS: usize = 128;
 
 /// Failed paths that are remembered, at most.
 const MOST_FAILED: usize = 1024;
+
+/// Groups of images, of all models, after which a path that ran none of them may go for any other.
+const IDLE: u64 = 500;
 
 /// Images, of all models, after which old counts count half and paths that failed may be tried again.
 const AGE: u64 = 20_000;
@@ -419,9 +422,9 @@ impl State {
     /// What has to go for a path; `None` where there is no room for it.
     fn victims(&self, order: &Order, key: &Key) -> Option<Vec<(Key, usize)>> {
         let asked = self.asked(key);
-        let may_go = |other: &Key| match order.why {
+        let may_go = |other: &Key, idle: u64| match order.why {
             Why::Expected => key.mask.is_full(),
-            Why::Asked => self.asked(other) < asked,
+            Why::Asked => self.asked(other) < asked || idle >= IDLE,
             Why::Told => true,
         };
         self.cache.victims(key, order.source.bytes(&key.mask), may_go)

@@ -79,7 +79,7 @@ struct Buffers {
 }
 
 /// Bytes of a session's input buffers that stay from run to run, at most, where more than one stays.
-const KEPT_BYTES: usize = 512 << 10;
+const KEPT_BYTES: usize = 256 << 10;
 
 impl Bound {
     /// `input` and `output` are the shapes of one image, as the checked graph has them.

@@ -49,6 +49,8 @@ pub struct Settings {
 pub enum ServeError {
     #[error("{flag}: cannot listen on {address}: {reason}")]
     Listen { flag: &'static str, address: SocketAddr, reason: std::io::Error },
+    #[error("--profile-dir: {}: cannot be written to: {reason}", dir.display())]
+    Profiles { dir: PathBuf, reason: std::io::Error },
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
@@ -78,6 +80,10 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     // connection until there is a model to serve.
     let public = Port::take("--http-addr", settings.http_addr)?;
     let operators = Port::take("--admin-addr", settings.admin_addr)?.listen()?;
+    if let Some(dir) = &settings.profiles {
+        let writable = std::fs::create_dir_all(dir).and_then(|()| tempfile::tempfile_in(dir));
+        writable.map_err(|reason| ServeError::Profiles { dir: dir.clone(), reason })?;
+    }
     let mut stop = pin!(stop);
 
     let runtime = Runtime::load(settings.onnxruntime.as_deref())?;

@@ -116,7 +116,7 @@ fn read(path: &Path, labels: &[String], most: usize) -> anyhow::Result<(Vec<RgbI
         let extension = file.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
         ["bmp", "gif", "jpeg", "jpg", "png", "webp"].contains(&&*extension)
     };
-    let files: Vec<PathBuf> = names.into_iter().filter(is_image).take(most).collect();
+    let files: Vec<PathBuf> = names.into_iter().filter(|file| is_image(file) && file.is_file()).take(most).collect();
     if files.is_empty() {
         bail!("{}: found no images, expected files such as .jpg or .png, or CIFAR's .bin files", path.display());
     }

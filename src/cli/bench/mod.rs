@@ -47,7 +47,7 @@ pub(crate) struct Options {
     #[arg(long, env = "BLOCKDROP_BATCH", default_value = "1,8", value_delimiter = ',')]
     batch: Vec<Checked<usize>>,
 
-    /// Seconds to measure for each batch size and number of workers.
+    /// Seconds to measure for each batch size and number of workers; at least five passes are made.
     #[arg(long, env = "BLOCKDROP_SECONDS", default_value = "10")]
     seconds: Checked<f64>,
 
