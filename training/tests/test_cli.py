@@ -17,8 +17,8 @@ from PIL import Image
 import blockdrop_train
 from blockdrop_train import checkpoint, config
 from blockdrop_train.cli import main
-from blockdrop_train.errors import ConfigError
-from blockdrop_train.export import Bundle
+from blockdrop_train.errors import CheckpointError, ConfigError, ExportError
+from blockdrop_train.export import Bundle, replaceable
 from blockdrop_train.pictures import keep_rates
 
 TINY = """
@@ -69,7 +69,17 @@ def test_from_base_to_bundle(
     assert main(["table", "--results", str(folder), "--output", str(output)]) == 0
     assert "| BlockDrop | finetune, 1 epochs | " in output.read_text()
     assert (folder / "tiny.test.flops.png").stat().st_size > 0
+    # A folder with something else in it, and a phase that is not finished, are refused.
+    (folder / "notes.txt").write_text("precious")
+    assert main(["export", *common, "--output", str(folder)]) == 1
+    assert "no bundle.json" in capsys.readouterr().err
+    assert (folder / "notes.txt").read_text() == "precious"
     target = tmp_path / "models" / "tiny" / "1"
+    saved = checkpoint.load(tmp_path / "run" / "finetune.pt")
+    checkpoint.save(tmp_path / "run" / "finetune.pt", saved | {"total": saved["step"] + 1})
+    assert main(["export", *common, "--output", str(target)]) == 1
+    assert "expected a finished phase" in capsys.readouterr().err
+    checkpoint.save(tmp_path / "run" / "finetune.pt", saved)
     assert main(["export", *common, "--output", str(target), "--phase", "curriculum"]) == 0
     manifest = Bundle(target).manifest
     assert manifest["provenance"]["phase"] == "curriculum"
@@ -218,6 +228,12 @@ def test_the_cache_is_where_xdg_says(
         ("name = 'x'\n[base]\nepochs = '3'", r"config.base.epochs: expected int, found '3'"),
         ("name = 'x'\n[curriculum]\nmethod = 'magic'", r"'magic', expected reinforce or gates"),
         ("name = 'x'\n[data]\nflip = 'never'", r"flip: 'never', expected random or alternate"),
+        ("name = 'x'\n[base]\nbatch = -5", r"config.base.batch: found -5, expected .* from 1"),
+        ("name = 'x'\n[finetune]\nepochs = 0", r"finetune.epochs: found 0, expected .* from 1"),
+        ("name = 'x'\n[finetune]\nrate = nan", r"finetune.rate: found nan, expected .* from 0"),
+        ("name = 'x'\n[policy]\npool = 0", r"policy.pool: found 0, expected .* from 1"),
+        ("name = 'x'\n[net]\nwidths = []", r"net.widths: found \[\], expected numbers from 1"),
+        ("name = 'x'\nseed = -1", r"seed: found -1, expected a number from 0"),
         ("seed = 3", r"name"),
         ("name = ", r"Invalid value"),
     ],
@@ -236,3 +252,36 @@ def test_every_published_configuration_reads() -> None:
         settings = config.read(path)
         assert settings.name == path.stem
         assert settings.build_net().depth > 0
+
+
+def test_batches_larger_than_the_data_are_refused(
+    cifar: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = tmp_path / "tiny.toml"
+    settings.write_text(TINY.replace("batch = 90", "batch = 100000", 1))
+    run = tmp_path / "run"
+    common = ["--config", str(settings), "--data", str(cifar), "--run", str(run)]
+    assert main(["base", *common, "--device", "cpu"]) == 1
+    assert "base.batch: found 100000, expected at most the" in capsys.readouterr().err
+    assert not (run / "base.pt").exists()
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "base.pt"
+    path.write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(CheckpointError, match=r"base\.pt is damaged"):
+        checkpoint.load(path)
+
+
+def test_export_replaces_only_bundles(tmp_path: Path) -> None:
+    replaceable(tmp_path / "new")
+    (tmp_path / "empty").mkdir()
+    replaceable(tmp_path / "empty")
+    file = tmp_path / "file"
+    file.write_text("precious")
+    with pytest.raises(ExportError, match="found no folder"):
+        replaceable(file)
+    with pytest.raises(ExportError, match=r"no bundle\.json"):
+        replaceable(tmp_path)
+    (tmp_path / "bundle.json").write_text("{}")
+    replaceable(tmp_path)

@@ -26,7 +26,10 @@ def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint written by ``save``."""
     if not path.exists():
         raise CheckpointError(f"no checkpoint {path}")
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(f"{path} is damaged, or no checkpoint: {error}") from error
     if not isinstance(content, dict) or "step" not in content:
         raise CheckpointError(f"{path} is not a checkpoint of blockdrop-train")
     return content

@@ -37,9 +37,9 @@ from . import (
 from .baselines import Heuristic
 from .config import Config
 from .curriculum import nets_of, path_scores
-from .errors import CheckpointError, ConfigError, DataError, ExportError
+from .errors import CheckpointError, ConfigError, DataError, ExportError, TrainingError
 from .evaluate import learned_masks
-from .export import About, Bundle, export, frequent_paths
+from .export import About, Bundle, export, frequent_paths, replaceable
 from .folder import load_folder
 from .loop import Job, imported, load_nets, share
 from .nets import Policy, ResNet
@@ -290,10 +290,16 @@ def _untrained(options: argparse.Namespace, command: list[str]) -> None:
 
 
 def _export(job: Job, given: str | None, output: Path, note: str, command: list[str]) -> None:
+    replaceable(output)  # before the work, not after it
     settings = job.config
     phase = _phase(job, given)
     net, policy = nets_of(job)
     saved = load_nets(job.checkpoint(phase), {"net": net, "policy": policy})
+    if saved["step"] < saved["total"]:
+        raise CheckpointError(
+            f"{job.checkpoint(phase)}: found step {saved['step']} of {saved['total']}, expected a "
+            f"finished phase: give blockdrop-train {phase} again"
+        )
     measured: dict[str, Any] = {}
     for split in ("validation", "test"):
         images = settings.load(job.data_root, split)
@@ -316,8 +322,8 @@ def _export(job: Job, given: str | None, output: Path, note: str, command: list[
         labels=test.labels,
         short_side=settings.data.short_side,
         provenance={
-            "config": share(settings),
-            "seed": settings.seed,
+            "config": saved["config"],
+            "seed": saved["config"]["seed"],
             "data": f"{settings.data.name}, 45,000 training and 5,000 validation images by the "
             f"split seed {data.SPLIT_SEED}"
             if settings.data.name.startswith("cifar")
@@ -400,7 +406,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(given)
     try:
         _run(options, given)
-    except (ConfigError, DataError, CheckpointError, ExportError, ValueError) as error:
+    except (
+        ConfigError, DataError, CheckpointError, ExportError, TrainingError, ValueError,
+    ) as error:  # fmt: skip
         print(f"blockdrop-train: {error}", file=sys.stderr)
         return 1
     return 0

@@ -278,7 +278,36 @@ def from_dict(values: dict[str, Any], where: str = "config") -> Config:
     ):
         if value not in known:
             raise ConfigError(f"{where}.{key}: '{value}', expected {' or '.join(known)}")
+    _check_ranges(config, where)
     return config
+
+
+def _check_ranges(config: Config, where: str) -> None:
+    """Numbers that nothing could be trained with; each error names its key."""
+    least: dict[str, tuple[float, int]] = {
+        "seed": (config.seed, 0),
+        "data.classes": (config.data.classes, 2),
+        "net.size": (config.net.size, 1),
+        "policy.pool": (config.policy.pool, 1),
+    }
+    for name, phase in (
+        ("base", config.base), ("curriculum", config.curriculum), ("finetune", config.finetune),
+    ):  # fmt: skip
+        least |= {f"{name}.epochs": (phase.epochs, 1), f"{name}.batch": (phase.batch, 1)}
+        least |= {f"{name}.{key}": (value, 0) for key, value in _numbers(phase)}
+    for key, (value, lowest) in least.items():
+        if not lowest <= value < 2**63:
+            raise ConfigError(f"{where}.{key}: found {value}, expected a number from {lowest}")
+    for key, widths in (("net.widths", config.net.widths), ("policy.widths", config.policy.widths)):
+        if not widths or min(widths) < 1:
+            raise ConfigError(f"{where}.{key}: found {list(widths)}, expected numbers from 1")
+
+
+def _numbers(phase: Base | Curriculum | Finetune) -> list[tuple[str, float]]:
+    """The numbers of a phase that may not be negative, nor infinite, nor nan."""
+    free = ("keep_bias", "epochs", "batch")
+    pairs = [(f.name, getattr(phase, f.name)) for f in dataclasses.fields(phase)]
+    return [(k, v) for k, v in pairs if isinstance(v, int | float) and k not in free]
 
 
 def read(path: Path) -> Config:

@@ -9,6 +9,10 @@ class DataError(Exception):
     """A data set that is missing or not what its format says."""
 
 
+class TrainingError(Exception):
+    """A training that came to nothing."""
+
+
 class CheckpointError(Exception):
     """A checkpoint that is missing or does not fit."""
 

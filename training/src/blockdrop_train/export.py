@@ -241,6 +241,23 @@ def check(bundle: Bundle, net: ResNet, policy: Policy, inputs: Tensor, seed: int
             raise ExportError(f"{name} masks: the class differs from PyTorch")
 
 
+def replaceable(target: Path) -> None:
+    """Check that a bundle may be written to ``target``: nothing is there but a bundle.
+
+    Raises:
+        ExportError: something else is there, which writing a bundle would delete.
+    """
+    if not target.exists() and not target.is_symlink():
+        return
+    if not target.is_dir() or target.is_symlink():
+        raise ExportError(f"{target}: found no folder, expected a new one or a bundle's")
+    if any(target.iterdir()) and not (target / "bundle.json").is_file():
+        raise ExportError(
+            f"{target}: found files but no bundle.json, expected a new folder or a bundle's, "
+            "which is replaced whole"
+        )
+
+
 def export(
     target: Path,
     net: ResNet,
@@ -259,6 +276,7 @@ def export(
         inputs: normalised images [N, C, H, W] for the check.
         paths: masks and shares for ``paths.json``, as ``frequent_paths`` returns them.
     """
+    replaceable(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as temporary:
         folder = Path(temporary) / "bundle"

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 
 from . import checkpoint, data
 from .config import Config
-from .errors import CheckpointError
+from .errors import CheckpointError, ConfigError, TrainingError
 from .progress import Progress
 from .workers import World
 
@@ -154,6 +156,10 @@ def run(job: Job, world: World, phase: Phase, images: data.AnyImages) -> None:
     seed = job.config.seed
     own = phase.batch // world.size
     per_epoch = len(images) // phase.batch
+    if not per_epoch:
+        raise ConfigError(
+            f"{phase.name}.batch: found {phase.batch}, expected at most the {len(images)} images"
+        )
     total = per_epoch * phase.epochs
     normalise = job.config.normalise()
     path = job.checkpoint(phase.name)
@@ -167,6 +173,8 @@ def run(job: Job, world: World, phase: Phase, images: data.AnyImages) -> None:
         for name, optimiser in phase.optimisers.items():
             optimiser.load_state_dict(saved["optimisers"][name])
         phase.state.update(saved["state"])
+        if world.rank == 0 and saved["config"] != share(job.config):
+            print(f"{path}: goes on with another configuration than it began with", file=sys.stderr)
         step = saved["step"]
 
     def save(figures: dict[str, Any] | None = None) -> None:
@@ -207,6 +215,11 @@ def run(job: Job, world: World, phase: Phase, images: data.AnyImages) -> None:
                 )
                 shown = phase.step((step + 0.5) / total, batch, generator)
                 step += 1
+                if not all(math.isfinite(value) for value in shown.values()):
+                    raise TrainingError(
+                        f"{phase.name}: found {shown} at step {step}, expected finite numbers: "
+                        "a lower rate may help"
+                    )
                 log.tick(**shown)
                 if step % job.save_every == 0 and step % per_epoch:
                     save()
