@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use blockdrop::answer::{Described, describe};
 use blockdrop::bundle::InputSpec;
-use blockdrop::engine::{Answer, Engine, Image};
+use blockdrop::engine::{Answer, Engine, Image, PathMetrics};
 use blockdrop::image::{MAX_PIXELS, decode, preprocess};
 use blockdrop::policy::Selection;
 use clap::Args;
@@ -50,7 +50,7 @@ pub(crate) fn run(options: Options, mut problems: Problems) -> Result<(), Failur
     let bundle = options.which.load()?;
     let input = bundle.manifest.input.clone();
     let threshold = bundle.manifest.policy.threshold;
-    let engine = running.engine(bundle)?;
+    let engine = running.engine(bundle, PathMetrics::default())?;
     let selection = choice.check(engine.costs(), threshold).map_err(|error| Failure::misfit(&error))?;
 
     let mut rows = table(&["image", "class", "probability>", "blocks kept>", "mask", "FLOPs>", "of full>"]);

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use anyhow::Context;
 use blockdrop::bundle::Bundle;
 use blockdrop::dataset::Dataset;
-use blockdrop::engine::{Answer, Engine, Image};
+use blockdrop::engine::{Answer, Engine, Image, PathMetrics};
 use blockdrop::image::preprocess;
 use blockdrop::policy::{Choice, Mask, Path, Selection};
 use clap::Args;
@@ -58,7 +58,7 @@ pub(crate) fn run(options: Options, mut problems: Problems) -> Result<(), Failur
     let name = title(&bundle.dir);
     let data = Dataset::open(&options.data, &bundle.labels)?;
     let threshold = bundle.manifest.policy.threshold;
-    let engine = running.engine(bundle)?;
+    let engine = running.engine(bundle, PathMetrics::default())?;
     let chosen_path = choice.path.to_string();
     let chosen = choice.check(engine.costs(), threshold).map_err(|error| Failure::misfit(&error))?;
     let images = data.len().min(limit);

@@ -55,10 +55,9 @@ impl RunOn {
 
 impl Running {
     /// An engine for `bundle` and the workers' threads.
-    pub(crate) fn engine(&self, bundle: Bundle) -> Result<Engine, Failure> {
+    pub(crate) fn engine(&self, bundle: Bundle, metrics: PathMetrics) -> Result<Engine, Failure> {
         let runtime = Runtime::load(self.onnxruntime.as_deref())?;
         let paths = Arc::new(Paths::start(memory::quarter())?);
-        let metrics = PathMetrics::default();
         Ok(Engine::new(Arc::new(bundle), runtime, self.provider, self.workers, paths, metrics)?)
     }
 }

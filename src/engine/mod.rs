@@ -116,21 +116,17 @@ impl Engine {
         let graph = &self.bundle.policy;
         let mut policy = Bound::new(self.sessions.of(graph)?, &graph.input, &graph.output);
         // The first run is slower than those after it.
-        policy.run(&[&self.zeros()])?;
+        policy.run(&[&self.source.zeros()])?;
         Ok(policy)
     }
 
     /// Every graph has run once before the first image of a client.
     fn first_run(&self) -> Result<(), EngineError> {
-        let (zeros, width) = (self.zeros(), self.bundle.blocks.len());
+        let (zeros, width) = (self.source.zeros(), self.bundle.blocks.len());
         for mask in [Mask::full(width), Mask::from_fn(width, |_| false)] {
             (&self.blocks).run(&mask, &[&zeros])?;
         }
         Ok(())
-    }
-
-    fn zeros(&self) -> Vec<f32> {
-        vec![0.0; self.bundle.stem.input.iter().product::<u64>() as usize]
     }
 
     pub fn bundle(&self) -> &Bundle {

@@ -79,6 +79,11 @@ impl Source {
         }
     }
 
+    /// An image of zeros.
+    pub(super) fn zeros(&self) -> Vec<f32> {
+        vec![0.0; self.image as usize / size_of::<f32>()]
+    }
+
     /// What a session of the path takes in memory, about: what ONNX Runtime holds for a session and for each block, the
     /// buffers of a batch, and the weights where they are not shared, as read and as laid out for the processor.
     fn bytes(&self, mask: &Mask) -> u64 {
@@ -103,8 +108,7 @@ impl Compiled {
     fn new(Order { source, mask, .. }: &Order) -> Result<Self, EngineError> {
         let mut fused = Fused::new(&source.bundle, mask, &source.sessions)?;
         // The first run is slower than those after it.
-        let zeros = vec![0.0; source.bundle.stem.input.iter().product::<u64>() as usize];
-        fused.run(mask, &[&zeros])?;
+        fused.run(mask, &[&source.zeros()])?;
         heap::trim();
         let bytes = source.bytes(mask);
         source.metrics.bytes.add(bytes as i64);

@@ -10,7 +10,7 @@ use ort::value::Tensor;
 use super::error::EngineError;
 use super::provider::Provider;
 use super::runtime::Runtime;
-use super::weights::{Unshared, Weights};
+use super::weights::Weights;
 use crate::bundle::Graph;
 
 /// Makes the sessions of one model on one provider.
@@ -39,12 +39,13 @@ impl Sessions {
 
     /// `what` is named by the error.
     pub(super) fn make(&self, onnx: &[u8], what: impl Display) -> Result<Session, EngineError> {
-        let refused =
-            if self.share_weights() { self.weights.session(self.runtime, onnx) } else { Err(Unshared::Unwanted) };
-        let refused = match refused {
-            Ok(session) => return Ok(session),
-            Err(refused) => refused,
-        };
+        let mut refused = None;
+        if self.share_weights() {
+            match self.weights.session(self.runtime, onnx) {
+                Ok(session) => return Ok(session),
+                Err(error) => refused = Some(error),
+            }
+        }
         let failed = |error: &dyn Display| EngineError::Session {
             what: what.to_string(),
             provider: self.provider,
@@ -52,9 +53,9 @@ impl Sessions {
         };
         let mut builder = self.provider.session(self.runtime).map_err(|error| failed(&error))?;
         let session = builder.commit_from_memory(onnx).map_err(|error| failed(&error))?;
-        if self.share_weights() {
+        if let Some(error) = refused {
             self.unshared.store(true, Ordering::Relaxed);
-            tracing::warn!(%what, error = %refused, "sessions have weights of their own from now on, which takes memory");
+            tracing::warn!(%what, %error, "sessions have weights of their own from now on, which takes memory");
         }
         Ok(session)
     }

@@ -97,8 +97,6 @@ fn aligned(values: impl ExactSizeIterator<Item = f32>) -> Array1<f32> {
 /// Why a session cannot share its weights. It can have its own.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Unshared {
-    #[error("they are not to be shared")]
-    Unwanted,
     #[error("{0}")]
     Runtime(#[from] ort::Error),
     #[error("the optimised graph cannot be kept: {0}")]

@@ -6,18 +6,16 @@ mod measure;
 mod statistics;
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use blockdrop::bundle::Bundle;
-use blockdrop::engine::{Engine, PathMetrics, Paths, Runtime};
+use blockdrop::engine::{PathMetrics, Runtime};
 use clap::Args;
 use clap::builder::BoolishValueParser;
 use serde::Serialize;
 
 use super::Failure;
 use super::checked::{Checked, Problems};
-use super::memory;
 use super::options::{RunOn, title};
 use super::table::{print, table};
 use http::Latency;
@@ -82,9 +80,8 @@ pub(crate) fn run(options: Options, mut problems: Problems) -> Result<(), Failur
     let bundle = Bundle::load(&options.bundle)?;
     let name = title(&bundle.dir);
     let runtime = Runtime::load(running.onnxruntime.as_deref())?;
-    let paths = Arc::new(Paths::start(memory::quarter())?);
     let metrics = PathMetrics::default();
-    let engine = Engine::new(Arc::new(bundle), runtime, running.provider, running.workers, paths, metrics.clone())?;
+    let engine = running.engine(bundle, metrics.clone())?;
     let work = Work::load(&options.images, &engine, count, masks)?;
 
     let mut workers = vec![1, running.workers];
