@@ -17,6 +17,7 @@ from blockdrop_train import base, checkpoint, curriculum, finetune, loop, worker
 from blockdrop_train.config import Base, Config, Curriculum, Data, Masks
 from blockdrop_train.errors import CheckpointError
 from blockdrop_train.loop import Job
+from blockdrop_train.nets import cifar_resnet
 from blockdrop_train.reinforce import bounded, forced, policy_loss, reward
 
 TRAINERS = {"base": base.train, "curriculum": curriculum.train, "finetune": finetune.train}
@@ -167,6 +168,22 @@ def test_a_kill_while_saving_leaves_the_old_checkpoint(
         checkpoint.save(path, {"step": 2})
     monkeypatch.undo()
     assert checkpoint.load(path)["step"] == 1
+
+
+def test_fewer_images_lose_blocks_as_base_training_goes_on() -> None:
+    net = cifar_resnet(8, 2, (4, 6, 8))
+    generator = torch.Generator().manual_seed(0)
+
+    def dropping(progress: float, masks: Masks) -> float:
+        found = base.random_rows(net, 1000, masks, progress, generator)
+        return 0.0 if found is None else float((~found).any(1).float().mean())
+
+    falling = Masks(start=0.5, first_rows=1.0, rows=0.2, least_keep=0.0)
+    assert dropping(0.4, falling) == 0
+    assert dropping(0.5, falling) > 0.6 > dropping(0.9, falling) > 0.1
+    steady = Masks(start=0.0, rows=0.2, least_keep=0.0)
+    assert 0.1 < dropping(0.0, steady) <= 0.2
+    assert dropping(0.99, Masks()) == 0
 
 
 def test_prices_rank_confidence() -> None:

@@ -28,8 +28,17 @@ def random_masks(net: ResNet, count: int, least: float, generator: torch.Generat
     return torch.rand(count, net.depth, generator=generator) >= drop
 
 
-def _masks(net: ResNet, count: int, masks: Masks, generator: torch.Generator) -> Tensor | None:
-    dropped = round(count * masks.rows)
+def random_rows(
+    net: ResNet, count: int, masks: Masks, progress: float, generator: torch.Generator
+) -> Tensor | None:
+    """A batch's masks at a progress in [0, 1], or ``None`` where every image keeps every block."""
+    if progress < masks.start:
+        return None
+    rows = masks.rows
+    if masks.first_rows is not None:
+        along = (progress - masks.start) / (1 - masks.start)
+        rows = masks.first_rows + along * (masks.rows - masks.first_rows)
+    dropped = round(count * rows)
     if dropped == 0:
         return None
     mask = torch.ones(count, net.depth, dtype=torch.bool)
@@ -43,6 +52,8 @@ def train(job: Job, world: World = World()) -> None:  # noqa: B008
     base: Base = config.base
     torch.manual_seed(config.seed)
     net = config.build_net().to(job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if job.checkpoint("grown").exists() and not job.checkpoint("base").exists():
+        loop.load_nets(job.checkpoint("grown"), {"net": net})
     opt = loop.sgd(net, base.momentum, base.decay)
     images = config.load(job.data_root, "train")
     held = config.load(job.data_root, "validation")
@@ -51,9 +62,7 @@ def train(job: Job, world: World = World()) -> None:  # noqa: B008
         net.train()
         rate = base.rate * loop.triangle(progress, base.warmup)
         loop.set_rate(opt, rate)
-        mask = None
-        if progress >= base.masks.start:
-            mask = _masks(net, len(batch.inputs), base.masks, generator)
+        mask = random_rows(net, len(batch.inputs), base.masks, progress, generator)
         with job.autocast():
             out = net(batch.inputs, None if mask is None else mask.to(job.device))
         loss = F.cross_entropy(out.float(), batch.targets, label_smoothing=base.smoothing)

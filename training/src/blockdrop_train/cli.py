@@ -28,6 +28,7 @@ from . import (
     curriculum,
     data,
     finetune,
+    growing,
     importing,
     pictures,
     results,
@@ -120,13 +121,19 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--policy", type=Path, help="torchvision's ResNet-18, for an ImageNet policy to start from"
     )
+    command = add("grow", "Start a run's base training from a bundle of a shallower net.")
+    command.add_argument("--bundle", type=Path, required=True, help="models/NAME/VERSION")
     command = add("evaluate", "Print the figures of all nets of a run as JSON.")
     command.add_argument(
         "--split", choices=("validation", "test"), default="validation", help="[%(default)s]"
     )
     command.add_argument("--results", type=Path, help="write them to a file in this folder too")
     command = add("export", "Write a model bundle from a run's nets and check it.")
-    command.add_argument("--phase", choices=PHASES, help="which checkpoint [the run's last]")
+    command.add_argument(
+        "--phase",
+        choices=(*PHASES, "base"),
+        help="which checkpoint; base has a policy that keeps every block [the run's last policy's]",
+    )
     command.add_argument(
         "--output", type=Path, required=True, help="the bundle's folder: models/NAME/VERSION"
     )
@@ -172,6 +179,8 @@ def _device(name: str) -> str:
 
 
 def _phase(job: Job, given: str | None) -> str:
+    if given == "base" and job.checkpoint("base").exists():
+        return "base"
     for phase in PHASES:
         if given in (None, phase) and job.checkpoint(phase).exists():
             return phase
@@ -207,6 +216,12 @@ def _unfold(job: Job, folder: Path, net: ResNet, policy: Policy) -> None:
     importing.unfold(state, net, lambda: net(torch.cat([inputs] * 2), both))
 
 
+def _origin(folder: Path) -> dict[str, Any]:
+    """A bundle's name and provenance."""
+    name = f"{folder.resolve().parent.name}/{folder.resolve().name}"
+    return {"name": name, "provenance": Bundle(folder).manifest["provenance"]}
+
+
 def _import(job: Job, path: Path, layout: str, initial: Path | None) -> None:
     """Write checkpoints from what others trained, or from a bundle.
 
@@ -222,8 +237,7 @@ def _import(job: Job, path: Path, layout: str, initial: Path | None) -> None:
     if path.is_dir():
         _unfold(job, path, net, policy)
         phase = "curriculum"
-        origin["name"] = f"{path.resolve().parent.name}/{path.resolve().name}"
-        origin["provenance"] = Bundle(path).manifest["provenance"]
+        origin = _origin(path)
     else:
         state, agent = importing.read(path)
         importing.convert(state, net, layout)
@@ -245,6 +259,30 @@ def _import(job: Job, path: Path, layout: str, initial: Path | None) -> None:
         content |= {"nets": nets, "optimisers": {}, "state": {}, "imported": origin}
         checkpoint.save(place, content)
         print(place)
+
+
+def _grow(job: Job, folder: Path) -> None:
+    """Write ``grown.pt``: the configured net, which computes what a bundle's shallower one does."""
+    settings = job.config
+    lengths = [len(segment["blocks"]) for segment in Bundle(folder).manifest["segments"]]
+    if settings.net.family != "cifar" or len(set(lengths)) != 1:
+        raise CheckpointError(f"{folder}: found segments {lengths}, expected a CIFAR net's")
+    shallow = dataclasses.replace(settings.net, depth=6 * lengths[0] + 2)
+    small = dataclasses.replace(
+        job, device="cpu", config=dataclasses.replace(settings, net=shallow)
+    )
+    source, policy = nets_of(small)
+    _unfold(small, folder, source, policy)
+    net, _ = nets_of(dataclasses.replace(job, device="cpu"))
+    taken = growing.grow(source, net)
+    for name in ("grown", "base"):
+        if job.checkpoint(name).exists():
+            raise CheckpointError(f"{job.checkpoint(name)} exists: give another --run")
+    origin = _origin(folder) | {"grown": {"places": taken, "of": net.depth}}
+    content = {"kind": "grow", "config": share(settings), "step": 0, "total": 0}
+    content |= {"nets": {"net": net.state_dict()}, "optimisers": {}, "state": {}}
+    checkpoint.save(job.checkpoint("grown"), content | {"imported": origin})
+    print(job.checkpoint("grown"))
 
 
 def _architecture(settings: Config) -> dict[str, str]:
@@ -294,7 +332,12 @@ def _export(job: Job, given: str | None, output: Path, note: str, command: list[
     settings = job.config
     phase = _phase(job, given)
     net, policy = nets_of(job)
-    saved = load_nets(job.checkpoint(phase), {"net": net, "policy": policy})
+    nets: dict[str, torch.nn.Module] = {"net": net}
+    if phase == "base":
+        torch.nn.init.ones_(policy.net.head.bias)
+    else:
+        nets["policy"] = policy
+    saved = load_nets(job.checkpoint(phase), nets)
     if saved["step"] < saved["total"]:
         raise CheckpointError(
             f"{job.checkpoint(phase)}: found step {saved['step']} of {saved['total']}, expected a "
@@ -390,6 +433,8 @@ def _run(options: argparse.Namespace, arguments: list[str]) -> None:
         workers.launch(options.workers, options.threads, work)
     elif options.command == "import":
         _import(job, options.checkpoint, options.layout, options.policy)
+    elif options.command == "grow":
+        _grow(job, options.bundle)
     elif options.command == "evaluate":
         figures = results.evaluate(job, options.split)
         print(json.dumps(figures, indent=1))

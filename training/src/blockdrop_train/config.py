@@ -81,11 +81,13 @@ class Masks:
     Attributes:
         start: share of the run after which masks begin; 1 means never.
         rows: share of a batch's images that get a random mask; the others keep every block.
+        first_rows: that share where masks begin; it goes linearly to ``rows`` at the end.
         least_keep: an image's keep rate is drawn from [least_keep, 1].
     """
 
     start: float = 1.0
     rows: float = 0.5
+    first_rows: float | None = None
     least_keep: float = 0.4
 
 

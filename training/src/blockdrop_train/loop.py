@@ -144,9 +144,12 @@ def load_nets(path: Path, nets: dict[str, nn.Module]) -> dict[str, Any]:
 
 
 def imported(job: Job) -> dict[str, Any] | None:
-    """What the run's base net was imported from, if it was."""
-    path = job.checkpoint("base")
-    return checkpoint.load(path).get("imported") if path.exists() else None
+    """What the run's base net was imported or grown from, if it was."""
+    for name in ("grown", "base"):
+        path = job.checkpoint(name)
+        if path.exists():
+            return checkpoint.load(path).get("imported")
+    return None
 
 
 def run(job: Job, world: World, phase: Phase, images: data.AnyImages) -> None:
