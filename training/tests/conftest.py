@@ -59,7 +59,14 @@ def tiny() -> Config:
         policy=PolicyNet(widths=(4, 4, 4), pool=4),
         base=Base(epochs=2, batch=30, rate=0.1, masks=Masks(start=0.5)),
         curriculum=Curriculum(
-            method="gates", epochs=2, batch=30, warmup_epochs=1, flops=9e5, calibrate=8e5
+            method="gates",
+            epochs=2,
+            batch=30,
+            warmup_epochs=1,
+            flops=9e5,
+            calibrate=8e5,
+            looked=0.5,
+            full_rows=0.5,
         ),
         finetune=Finetune(method="paths", epochs=2, batch=30, rate=0.05, full_rows=0.5, settle=2),
     )

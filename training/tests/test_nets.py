@@ -78,6 +78,38 @@ def test_hard_gates_equal_masks() -> None:
     )
 
 
+def mixed(net: ResNet, images: Tensor, gates: Tensor) -> Tensor:
+    """The definition of gates, every block computed for every image."""
+    x = net.stem(images)
+    for gate, module in zip(gates.T, net.blocks, strict=True):
+        assert isinstance(module, Block)
+        short = module.shortcut(x)
+        g = gate[:, None, None, None]
+        x = (1 - g) * short + g * F.relu(short + module.branch(x))
+    return net.head(x.mean((2, 3)))
+
+
+def test_gates_learn_from_the_blocks_that_are_looked_at() -> None:
+    net = cifar_resnet(14, 5, (4, 6, 8)).eval()
+    shake(net)
+    images = torch.randn(6, 3, 32, 32)
+    gates = (torch.rand(6, net.depth) < 0.5).float().requires_grad_()
+    weights = [*net.parameters()]
+
+    def gradients(out: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(out.square().sum(), [gates, *weights])
+
+    wanted = gradients(mixed(net, images, gates))
+    for found, value in zip(gradients(net.gated(images, gates)), wanted, strict=True):
+        torch.testing.assert_close(found, value, rtol=1e-3, atol=1e-3)
+    looked = 4 * (torch.rand(6, net.depth) < 0.25).float()
+    found, *others = gradients(net.gated(images, gates, looked))
+    weighed = torch.where(gates > 0, wanted[0], wanted[0] * looked)
+    torch.testing.assert_close(found, weighed, rtol=1e-3, atol=1e-3)
+    for other, value in zip(others, wanted[1:], strict=True):
+        torch.testing.assert_close(other, value, rtol=1e-3, atol=1e-3)
+
+
 def test_dropped_block_has_no_relu() -> None:
     block = cifar_resnet(8, 2, (4, 6, 8)).block(1)
     x = -torch.ones(2, 4, 8, 8)

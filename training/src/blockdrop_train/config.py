@@ -133,6 +133,9 @@ class Curriculum:
         auxiliary: weight of the policy's own classification loss after the warm-up (``gates``).
         cost: weight of the cost term at the start; adapted to meet ``flops`` (``gates``).
         keep_bias: the policy's keep logits at the start (``gates``).
+        looked: share of the dropped blocks that are computed all the same, forwards only, so that
+            their gates learn; the gradients of these weigh 1 / looked (``gates``).
+        full_rows: share of a batch's images that train the full net too (``gates``).
     """
 
     method: str = "reinforce"
@@ -151,6 +154,8 @@ class Curriculum:
     auxiliary: float = 0.1
     cost: float = 0.05
     keep_bias: float = 1.5
+    looked: float = 1.0
+    full_rows: float = 1.0
 
 
 @dataclass(frozen=True)

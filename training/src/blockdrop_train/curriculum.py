@@ -9,7 +9,9 @@ Ours (``method = "gates"``):
    rule made smooth, so that the images that need more keep more. The price is linear in the FLOPs
    (the paper's is squared): a convex price would level the images out. The average price follows
    the wanted average of FLOPs.
-3. Each step trains the full net too, and the path learns from its logits beside the labels.
+3. Each step trains the full net too, on a share of the images, and the path learns from its logits
+   beside the labels. Of the blocks that an image drops, a share is computed, so that gates learn
+   what the block would have done; the estimate is unbiased, and cheap for deep nets.
 """
 
 from __future__ import annotations
@@ -237,25 +239,29 @@ def _train_gates(job: Job, world: World) -> None:
         progress = (progress - warm) / (1 - warm)
         loop.set_rate(policy_opt, given.rate * (1 - progress))
         loop.set_rate(net_opt, given.net_rate * loop.triangle(progress, 0.1))
-        count = len(batch.inputs)
+        trained = round(len(batch.inputs) * given.full_rows)
+        with torch.no_grad(), job.autocast():
+            taught = net(batch.inputs[trained:]).float()
         with job.autocast():
             pooled = policy.features(batch.inputs)
             decided = policy.net.head(pooled).float()
             classes = auxiliary(pooled).float()
             noise = given.noise * (1 - 0.8 * progress)
             gates = straight_through(decided, noise, generator)
-            both = net.gated(
-                torch.cat([batch.inputs] * 2), torch.cat([torch.ones_like(gates), gates])
-            ).float()
-        full, path = both[:count], both[count:]
+            looked = None
+            if given.looked < 1:
+                drawn = torch.rand(gates.shape, generator=generator) < given.looked
+                looked = drawn.to(gates) / given.looked
+            full = torch.cat([net(batch.inputs[:trained]).float(), taught])
+            path = net.gated(batch.inputs, gates, looked).float()
         price = state["cost"] * confidence_ranks(full, batch.targets)
         used = gates @ parts
         label_loss = F.cross_entropy(path, batch.targets)
         teacher_loss = distillation(path, full, 1.0).mean()
-        full_loss = F.cross_entropy(full, batch.targets)
+        full_losses = F.cross_entropy(full, batch.targets, reduction="none")
         cost = (price * used).mean()
         loss = (
-            full_loss
+            full_losses[:trained].sum() / len(full)
             + 0.5 * (label_loss + teacher_loss)
             + cost
             + given.auxiliary * F.cross_entropy(classes, batch.targets)
@@ -274,7 +280,7 @@ def _train_gates(job: Job, world: World) -> None:
             world.average([now])
         state["cost"] = min(10.0, state["cost"] * math.exp(0.02 * (now.item() - wanted)))
         return {
-            "full": full_loss.item(),
+            "full": full_losses.mean().item(),
             "path": label_loss.item(),
             "kept": greedy.sum(1).mean().item(),
             "deviation": greedy.sum(1).std().item(),

@@ -155,17 +155,38 @@ class Block(nn.Module):
         kept = F.relu(take_rows(short, rows) + self.branch(take_rows(x, rows)))
         return put_rows(short, rows, kept)
 
-    def gated(self, x: Tensor, gate: Tensor) -> Tensor:
+    def _change(self, x: Tensor, short: Tensor) -> Tensor:
+        """What keeping the block adds to ``shortcut(x)``."""
+        return F.relu(short + self.branch(x)) - short
+
+    def gated(self, x: Tensor, gate: Tensor, looked: Tensor | None = None) -> Tensor:
         """Differentiable mixture ``(1 - g) * shortcut(x) + g * kept(x)``, with g in [0, 1].
+
+        For the images with g = 0 the branch is computed without a backward pass, which leaves only
+        the gate's gradient; for those that are not looked at, it is not computed. Batch norms must
+        be in eval mode.
 
         Args:
             x: [N, C, H, W].
             gate: float [N].
+            looked: float [N], the factor of the gate's gradient where g = 0; ``None`` is 1.
         """
         short: Tensor = self.shortcut(x)
-        kept = F.relu(short + self.branch(x))
-        g = gate.to(kept.dtype)[:, None, None, None]
-        return short + g * (kept - short)
+        on = gate.detach() > 0
+        off = ~on if looked is None else ~on & (looked > 0)
+        kept, dropped = on.nonzero().squeeze(1), off.nonzero().squeeze(1)
+        rows = torch.cat([kept, dropped])
+        if len(rows) == 0:
+            return short
+        changes = []
+        if len(kept):
+            changes.append(self._change(take_rows(x, kept), take_rows(short, kept)))
+        if len(dropped):
+            still, still_short = take_rows(x.detach(), dropped), take_rows(short.detach(), dropped)
+            changes.append(self._change(still, still_short).detach())
+        factors = gate if looked is None else torch.where(on, gate, gate * looked)
+        g = factors[rows].to(short.dtype)[:, None, None, None]
+        return put_rows(short, rows, take_rows(short, rows) + g * torch.cat(changes))
 
 
 class ResNet(nn.Module):
@@ -248,11 +269,16 @@ class ResNet(nn.Module):
         """The pooled activations [N, features] that the head sees, every block kept."""
         return self.prefix(images, self.depth).mean((2, 3))
 
-    def gated(self, images: Tensor, gates: Tensor) -> Tensor:
-        """Class logits [N, classes] with differentiable gates [N, K]."""
+    def gated(self, images: Tensor, gates: Tensor, looked: Tensor | None = None) -> Tensor:
+        """Class logits [N, classes] with differentiable gates [N, K]; batch norms in eval mode.
+
+        Args:
+            looked: float [N, K], see ``Block.gated``.
+        """
         x = self.stem(images)
         for index in range(self.depth):
-            x = self.block(index).gated(x, gates[:, index])
+            look = None if looked is None else looked[:, index]
+            x = self.block(index).gated(x, gates[:, index], look)
         return cast(Tensor, self.head(x.mean((2, 3))))
 
 
