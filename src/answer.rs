@@ -64,14 +64,25 @@ pub fn describe(engine: &Engine, selection: &Selection, answer: &Answer, top_k: 
 
 /// The `top_k` most probable classes (all, where there are fewer), by softmax over the logits.
 pub fn predictions(logits: &[f32], labels: &[String], top_k: usize) -> Vec<Prediction> {
+    let probabilities = softmax(logits);
+    let prediction =
+        |class: usize| Prediction { label: labels[class].clone(), class, probability: probabilities[class] };
+    ranked(logits).into_iter().take(top_k).map(prediction).collect()
+}
+
+/// Probabilities of all classes.
+pub fn softmax(logits: &[f32]) -> Vec<f32> {
     let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let weights: Vec<f32> = logits.iter().map(|logit| (logit - most).exp()).collect();
     let total: f32 = weights.iter().sum();
+    weights.into_iter().map(|weight| weight / total).collect()
+}
+
+/// All classes, the most probable first; of equally probable ones the first.
+pub fn ranked(logits: &[f32]) -> Vec<usize> {
     let mut classes: Vec<usize> = (0..logits.len()).collect();
     classes.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
-    let prediction =
-        |class: usize| Prediction { label: labels[class].clone(), class, probability: weights[class] / total };
-    classes.into_iter().take(top_k).map(prediction).collect()
+    classes
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use crate::bundle::{Bundle, BundleError, Frequent};
 use crate::engine::{Backend, Engine, EngineError, Paths, Provider, Runtime};
 use crate::policy::Costs;
 use crate::scheduler;
-use crate::telemetry::{Metrics, ModelMetrics};
+use crate::telemetry::{Metrics, ModelMetrics, Statistics};
 use crate::text::shortened;
 
 /// A loaded model: one version of one name.
@@ -18,6 +18,7 @@ pub struct Model {
     pub version: u64,
     pub engine: Engine,
     pub metrics: Arc<ModelMetrics>,
+    pub statistics: Statistics,
 }
 
 impl scheduler::Model for Model {
@@ -31,6 +32,10 @@ impl scheduler::Model for Model {
 
     fn metrics(&self) -> &ModelMetrics {
         &self.metrics
+    }
+
+    fn statistics(&self) -> &Statistics {
+        &self.statistics
     }
 }
 
@@ -147,7 +152,8 @@ impl Registry {
                     seconds = started.elapsed().as_secs_f64(),
                     "model loaded"
                 );
-                let model = Model { name: name.clone(), version, engine, metrics: Arc::clone(&metrics) };
+                let metrics = Arc::clone(&metrics);
+                let model = Model { name: name.clone(), version, engine, metrics, statistics: Statistics::default() };
                 models.entry(name.clone()).or_default().insert(version, Arc::new(model));
             }
             metrics.set_ready(true);
@@ -181,7 +187,7 @@ impl Registry {
     /// Writes the masks that each model's images had to `<dir>/<name>/<version>.json`. A model that saw none keeps the
     /// file that it has.
     pub fn save_profiles(&self, dir: &Path) {
-        for model in self.models.values().flat_map(BTreeMap::values) {
+        for model in self.all() {
             let (frequent, file) = (model.engine.frequent(), profile_file(dir, &model.name, model.version));
             if !frequent.0.is_empty()
                 && let Err(error) = frequent.write(&file)
@@ -194,6 +200,11 @@ impl Registry {
     /// The newest version of each model, by name.
     pub fn newest(&self) -> impl Iterator<Item = &Arc<Model>> {
         self.models.values().filter_map(|versions| versions.last_key_value()).map(|(_, model)| model)
+    }
+
+    /// Every version of every model, by name and version.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<Model>> {
+        self.models.values().flat_map(BTreeMap::values)
     }
 
     /// Whether requests that name no model go to the one called `name`.

@@ -19,7 +19,7 @@ pub use admission::{Admission, Refused, Slot};
 
 use crate::engine::{Answer, Backend, EngineError};
 use crate::policy::{Costs, Mask, Selection};
-use crate::telemetry::ModelMetrics;
+use crate::telemetry::{ModelMetrics, Statistics};
 use line::{Kind, Place, Stage, Waits};
 use queue::{Queue, Taken};
 
@@ -28,6 +28,7 @@ pub trait Model: Send + Sync {
     fn backend(&self) -> &dyn Backend;
     fn costs(&self) -> &Costs;
     fn metrics(&self) -> &ModelMetrics;
+    fn statistics(&self) -> &Statistics;
 }
 
 /// One image to be run.
@@ -239,6 +240,7 @@ fn run_path(model: &dyn Model, mask: &Mask, jobs: Vec<(Place, Job)>) {
         asked.push((pixels, request_id, reply, policy));
     }
     model.metrics().batch(asked.len());
+    model.statistics().executed(asked.len());
     let pixels: Vec<&[f32]> = asked.iter().map(|(pixels, ..)| &**pixels).collect();
     let span = tracing::debug_span!("backbone", images = pixels.len(), blocks = mask.kept());
     let started = Instant::now();

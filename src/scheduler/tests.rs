@@ -19,6 +19,7 @@ struct Fake {
     batches: Mutex<Vec<Vec<f32>>>,
     costs: Costs,
     metrics: Arc<ModelMetrics>,
+    statistics: Statistics,
 }
 
 impl Backend for Fake {
@@ -55,6 +56,10 @@ impl Model for Fake {
     fn metrics(&self) -> &ModelMetrics {
         &self.metrics
     }
+
+    fn statistics(&self) -> &Statistics {
+        &self.statistics
+    }
 }
 
 struct Bench {
@@ -75,6 +80,7 @@ impl Bench {
             batches: Mutex::default(),
             costs: Costs { policy: 1, stem: 1, blocks: vec![BlockCost { segment: 0, kept: 1, dropped: 0 }], head: 1 },
             metrics: metrics.model("fake", 1),
+            statistics: Statistics::default(),
         });
         let admission = Admission::new(64, IntGauge::new("depth", "depth").unwrap());
         let scheduler = Scheduler::start(workers, max_batch).unwrap();

@@ -9,12 +9,13 @@ use tokio::sync::Semaphore;
 
 use super::error::{Error, Kind};
 use crate::answer::{Described, describe};
+use crate::engine::{Answer, EngineError};
 use crate::image::{decode, preprocess};
 use crate::policy::Selection;
 use crate::registry::{Model, Registry};
-use crate::scheduler::{Admission, Refused, Scheduler, Slot, Work};
-use crate::telemetry::Metrics;
+use crate::scheduler::{Admission, Refused, Scheduler, Slot, Work, WorkError};
 use crate::telemetry::metrics::{Rejected, Stage};
+use crate::telemetry::{Metrics, Statistics};
 
 /// What the protocols share: the models, the queue and the limits.
 pub struct Service {
@@ -51,14 +52,41 @@ pub struct Limits {
 pub struct Request {
     pub model: Arc<Model>,
     pub selection: Selection,
-    /// Classes to answer with, the most probable first.
-    pub top_k: usize,
     /// For the log.
     pub id: Arc<str>,
     pub deadline: Instant,
 }
 
+/// An image to classify.
+#[derive(Debug, Clone)]
+pub enum Image {
+    /// A file of one of the [types that are read](crate::image::TYPES).
+    Encoded(Bytes),
+    /// `[3, H, W]` of the model's input, normalised as its bundle says.
+    Pixels(Vec<f32>),
+}
+
 /// The answer for one image.
+#[derive(Debug, Clone)]
+pub struct Classified {
+    pub answer: Answer,
+    pub times: Times,
+}
+
+/// The time that an image spent in each stage.
+#[derive(Debug, Clone, Copy)]
+pub struct Times {
+    pub decode: Duration,
+    pub preprocess: Duration,
+    /// Waiting: for a decoder, for a worker, for other images of its batch; all of the total that no stage took.
+    pub queue: Duration,
+    pub policy: Duration,
+    pub backbone: Duration,
+    /// From the image's bytes to its answer.
+    pub total: Duration,
+}
+
+/// The answer for one image, as `/v1/classify` and its like show it.
 #[derive(Debug, Clone, Serialize)]
 pub struct ImageResult {
     #[serde(flatten)]
@@ -77,6 +105,17 @@ pub struct Timing {
     pub backbone: f64,
     /// From the image's bytes to its answer.
     pub total: f64,
+}
+
+impl Classified {
+    /// What is told about the image, with its `top_k` classes.
+    pub fn result(&self, request: &Request, top_k: usize) -> ImageResult {
+        let described = describe(&request.model.engine, &request.selection, &self.answer, top_k);
+        let Times { decode, preprocess, queue, policy, backbone, total } = self.times;
+        let [decode, preprocess, queue, policy, backbone, total] =
+            [decode, preprocess, queue, policy, backbone, total].map(milliseconds);
+        ImageResult { described, timing_ms: Timing { decode, preprocess, queue, policy, backbone, total } }
+    }
 }
 
 impl Service {
@@ -141,8 +180,8 @@ impl Service {
     pub async fn classify(
         &self,
         request: &Request,
-        images: Vec<Result<Bytes, Error>>,
-    ) -> Result<Vec<Result<ImageResult, Error>>, Error> {
+        images: Vec<Result<Image, Error>>,
+    ) -> Result<Vec<Result<Classified, Error>>, Error> {
         let count = images.len();
         let most = self.most_images();
         if count == 0 {
@@ -158,20 +197,23 @@ impl Service {
         let each = images.into_iter().zip(slots).enumerate().map(|(index, (image, slot))| async move {
             self.classify_one(request, own_turns, image?, slot, index as u64).await
         });
-        Ok(futures_util::future::join_all(each).await)
+        let started = Instant::now();
+        let answers = futures_util::future::join_all(each).await;
+        tally(&request.model.statistics, started.elapsed(), &answers);
+        Ok(answers)
     }
 
     async fn classify_one(
         &self,
         request: &Request,
         own_turns: &Semaphore,
-        bytes: Bytes,
+        image: Image,
         slot: Slot,
         index: u64,
-    ) -> Result<ImageResult, Error> {
+    ) -> Result<Classified, Error> {
         let mut abandoned = Abandoned { metrics: &self.metrics, counts: true };
         let deadline = tokio::time::Instant::from_std(request.deadline);
-        let answer = tokio::time::timeout_at(deadline, self.run_one(request, own_turns, bytes, slot, index)).await;
+        let answer = tokio::time::timeout_at(deadline, self.run_one(request, own_turns, image, slot, index)).await;
         let answer = answer.unwrap_or_else(|_| Err(Error::deadline()));
         abandoned.counts = false;
         if answer.as_ref().is_err_and(|error| error.kind == Kind::DeadlineExceeded) {
@@ -184,14 +226,19 @@ impl Service {
         &self,
         request: &Request,
         own_turns: &Semaphore,
-        bytes: Bytes,
+        image: Image,
         slot: Slot,
         index: u64,
-    ) -> Result<ImageResult, Error> {
+    ) -> Result<Classified, Error> {
         let started = Instant::now();
-        let own_turn = own_turns.acquire().await.expect("the semaphore is never closed");
-        let Decoded { pixels, decode, preprocess } = self.decode(&request.model, bytes).await?;
-        drop(own_turn);
+        let encoded = matches!(image, Image::Encoded(_));
+        let Decoded { pixels, decode, preprocess } = match image {
+            Image::Encoded(bytes) => {
+                let _own_turn = own_turns.acquire().await.expect("the semaphore is never closed");
+                self.decode(&request.model, bytes).await?
+            }
+            Image::Pixels(pixels) => Decoded { pixels, decode: Duration::ZERO, preprocess: Duration::ZERO },
+        };
         let work = Work {
             model: Arc::clone(&request.model) as Arc<dyn crate::scheduler::Model>,
             pixels,
@@ -201,20 +248,15 @@ impl Service {
             deadline: request.deadline,
             slot,
         };
-        let answer = self.scheduler.run(work).await?;
-        let total = started.elapsed();
-        let queue = total.saturating_sub(decode + preprocess + answer.policy + answer.backbone);
+        let answer = self.scheduler.run(work).await.map_err(|error| match error {
+            // Of a file the pixels are bounded; of a tensor they are the client's.
+            WorkError::Engine(EngineError::NotFinite) if !encoded => Error::not_finite(),
+            error => error.into(),
+        })?;
+        let (policy, backbone, total) = (answer.policy, answer.backbone, started.elapsed());
+        let queue = total.saturating_sub(decode + preprocess + policy + backbone);
         self.metrics.stage(Stage::Queue, queue);
-        let timing_ms = Timing {
-            decode: milliseconds(decode),
-            preprocess: milliseconds(preprocess),
-            queue: milliseconds(queue),
-            policy: milliseconds(answer.policy),
-            backbone: milliseconds(answer.backbone),
-            total: milliseconds(total),
-        };
-        let described = describe(&request.model.engine, &request.selection, &answer, request.top_k);
-        Ok(ImageResult { described, timing_ms })
+        Ok(Classified { answer, times: Times { decode, preprocess, queue, policy, backbone, total } })
     }
 
     /// Decodes on the blocking pool, as many images at once as there are cores.
@@ -243,6 +285,18 @@ impl Service {
         self.metrics.stage(Stage::Preprocess, decoded.preprocess);
         Ok(decoded)
     }
+}
+
+/// Counts a request that was answered; of its images' times the longest.
+fn tally(statistics: &Statistics, took: Duration, answers: &[Result<Classified, Error>]) {
+    let times: Result<Vec<Times>, ()> =
+        answers.iter().map(|answer| answer.as_ref().map(|image| image.times).map_err(drop)).collect();
+    let Ok(times) = times else { return statistics.fail.add(took) };
+    let longest = |time: fn(&Times) -> Duration| times.iter().map(time).max().unwrap_or_default();
+    statistics.success.add(took);
+    statistics.queue.add(longest(|times| times.queue));
+    statistics.input.add(longest(|times| times.decode + times.preprocess));
+    statistics.infer.add(longest(|times| times.policy + times.backbone));
 }
 
 /// Counts an image whose client went away: its future is dropped before it has an answer.

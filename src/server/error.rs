@@ -135,6 +135,14 @@ impl Error {
         Self::new(Kind::TooManyImages, format!("the request has more than {most} images, expected at most {most}"))
     }
 
+    /// Values of a tensor that overflow inside the net.
+    pub(super) fn not_finite() -> Self {
+        Self::new(
+            Kind::InvalidBody,
+            "the net's values overflow for this image, expected pixels normalised by the model's mean and std",
+        )
+    }
+
     pub(super) fn deadline() -> Self {
         Self::new(Kind::DeadlineExceeded, "the request's time ran out before it was answered")
     }

@@ -6,10 +6,12 @@ mod admin;
 mod classify;
 mod error;
 pub mod http;
+mod oip;
+mod parameters;
 mod readiness;
 mod run;
 
-pub use classify::{ImageResult, Limits, Request, Service, Timing};
+pub use classify::{Classified, Image, ImageResult, Limits, Request, Service, Times, Timing};
 pub use error::{Error, Kind};
 pub use readiness::Readiness;
 pub use run::{ServeError, Settings, serve};

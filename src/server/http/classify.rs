@@ -1,32 +1,17 @@
 //! `POST /v1/classify`
 
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Extension, Query, Request as HttpRequest, State};
 use axum::response::{IntoResponse, Response};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::{RequestId, body};
-use crate::policy::Choice;
-use crate::server::classify::{ImageResult, Request, Service};
+use crate::server::classify::{Image, ImageResult, Service};
 use crate::server::error::{Error, Kind};
-use crate::text::shortened;
-
-/// The query, as text, so that each value's error can name it.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Parameters {
-    model: Option<String>,
-    version: Option<String>,
-    top_k: Option<String>,
-    path: Option<String>,
-    threshold: Option<String>,
-    max_blocks: Option<String>,
-    max_flops: Option<String>,
-}
+use crate::server::parameters::Parameters;
 
 #[derive(Serialize)]
 struct Answer<'a> {
@@ -50,15 +35,17 @@ pub(super) async fn classify(
     parameters: Result<Query<Parameters>, QueryRejection>,
     http: HttpRequest,
 ) -> Result<Response, Error> {
-    let deadline = Instant::now() + service.limits.time;
+    let received = Instant::now();
     let Query(parameters) = parameters.map_err(|rejection| unreadable(&rejection))?;
-    let request = parameters.request(&service, &id, deadline)?;
+    let top_k = parameters.top_k()?.unwrap_or(5);
+    let request = parameters.request(&service, id.as_str().into(), received)?;
     // A server that is full says so before it reads a body.
     service.admit()?;
     let (head, content) = http.into_parts();
-    let held = body::read(&service, &head.headers, content, deadline).await?;
+    let held = body::read(&service, &head.headers, content, received + service.limits.time).await?;
     let images = body::images(&head.headers, &held.bytes, service.most_images()).await?;
     let single = images.len() == 1;
+    let images = images.into_iter().map(|image| image.map(Image::Encoded)).collect();
     let results = service.classify(&request, images).await?;
     // The error of the only image is the request's; so is one of ours that left no image answered.
     let ours = |error: &Error| error.kind.status().is_server_error();
@@ -68,7 +55,7 @@ pub(super) async fn classify(
         return Err(error.clone());
     }
     let entries = results.into_iter().map(|result| match result {
-        Ok(result) => Entry::Result(Box::new(result)),
+        Ok(classified) => Entry::Result(Box::new(classified.result(&request, top_k))),
         Err(error) => Entry::Error { code: error.kind.code(), error: error.message },
     });
     let model = &request.model;
@@ -77,38 +64,9 @@ pub(super) async fn classify(
     Ok(axum::Json(answer).into_response())
 }
 
-impl Parameters {
-    fn request(self, service: &Service, id: &RequestId, deadline: Instant) -> Result<Request, Error> {
-        let model = Arc::clone(service.registry.get(self.model.as_deref(), self.version.as_deref())?);
-        let choice = Choice {
-            path: self.path.map_or(Ok(Default::default()), |path| path.parse())?,
-            threshold: number("threshold", self.threshold, "a probability from 0 to 1")?,
-            max_blocks: number("max_blocks", self.max_blocks, "a number of blocks")?,
-            max_flops: number("max_flops", self.max_flops, "a number of FLOPs")?,
-        };
-        let selection = choice.check(model.engine.costs(), model.engine.bundle().manifest.policy.threshold)?;
-        const CLASSES: &str = "a number of classes from 1";
-        let top_k = number("top_k", self.top_k, CLASSES)?.unwrap_or(5);
-        if top_k == 0 {
-            return Err(Error::new(Kind::InvalidParameter, format!("top_k: found 0, expected {CLASSES}")));
-        }
-        Ok(Request { model, selection, top_k, id: id.as_str().into(), deadline })
-    }
-}
-
 /// A query that cannot be read: an unknown parameter, or one given twice.
 pub(super) fn unreadable(rejection: &QueryRejection) -> Error {
     let problem = rejection.body_text();
     let problem = problem.strip_prefix("Failed to deserialize query string: ").unwrap_or(&problem);
     Error::new(Kind::InvalidParameter, format!("query: {problem}"))
-}
-
-fn number<T: FromStr>(name: &str, value: Option<String>, expected: &str) -> Result<Option<T>, Error> {
-    let parse = |text: String| {
-        text.parse().map_err(|_| {
-            let found = shortened(&text);
-            Error::new(Kind::InvalidParameter, format!("{name}: found '{found}', expected {expected}"))
-        })
-    };
-    value.map(parse).transpose()
 }

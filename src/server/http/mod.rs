@@ -4,6 +4,7 @@ mod body;
 mod classify;
 mod linger;
 mod models;
+mod oip;
 
 pub use body::MOST_IMAGES;
 
@@ -30,6 +31,7 @@ pub fn router(service: Arc<Service>) -> Router {
         .route("/v1/classify", post(classify::classify))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{name}", get(models::show))
+        .merge(oip::routes())
         .fallback(not_found)
         .with_state(Arc::clone(&service))
         .layer(CatchPanicLayer::custom(panicked))

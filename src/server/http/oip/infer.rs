@@ -1,0 +1,305 @@
+//! `POST /v2/models/{model}/infer`: JSON, JSON and binary tensors, or an image's bytes alone.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Extension, Query, Request as HttpRequest, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use serde::Serialize;
+use serde_json::{Map, Value as Json};
+
+use super::Named;
+use super::request::{self, Data, InferRequest, Input, Output, Parameter, Values};
+use crate::server::classify::{Image, Service};
+use crate::server::error::{Error, Kind};
+use crate::server::http::classify::unreadable;
+use crate::server::http::{RequestId, body};
+use crate::server::oip::{self, Contents, Infer, Inferred, Value, Wanted};
+use crate::server::parameters::Parameters;
+use crate::text::shortened;
+
+/// Bytes of the JSON that comes before the binary tensors; 0 where the body is the image.
+const JSON_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
+
+pub(super) async fn infer(
+    State(service): State<Arc<Service>>,
+    Extension(id): Extension<RequestId>,
+    named: Named,
+    query: Result<Query<Parameters>, QueryRejection>,
+    http: HttpRequest,
+) -> Result<Response, Error> {
+    let received = Instant::now();
+    named.get(&service)?;
+    let Query(query) = query.map_err(|rejection| unreadable(&rejection))?;
+    service.admit()?;
+    let (head, content) = http.into_parts();
+    let json_length = json_length(&head.headers)?;
+    let held = body::read(&service, &head.headers, content, received + service.limits.time).await?;
+    let asked = Asked { named, id, received };
+    if json_length == Some(0) {
+        let answer = asked.raw(&service, query, held.bytes.clone()).await?;
+        return Ok(written(&answer));
+    }
+    let (json, tensors) = split(&held.bytes, json_length)?;
+    let request = request::read(&json).map_err(|error| Error::new(Kind::InvalidBody, format!("JSON: {error}")))?;
+    let answer = asked.run(&service, query, request, tensors).await?;
+    Ok(written(&answer))
+}
+
+fn json_length(headers: &HeaderMap) -> Result<Option<usize>, Error> {
+    let Some(value) = headers.get(JSON_LENGTH) else { return Ok(None) };
+    let number = value.to_str().ok().and_then(|text| text.parse().ok());
+    let found = || shortened(&String::from_utf8_lossy(value.as_bytes()));
+    number.map(Some).ok_or_else(|| {
+        Error::new(Kind::InvalidParameter, format!("{JSON_LENGTH}: found '{}', expected a number of bytes", found()))
+    })
+}
+
+/// The JSON of a body, and the binary tensors after it.
+fn split(body: &Bytes, json_length: Option<usize>) -> Result<(Bytes, Bytes), Error> {
+    let length = json_length.unwrap_or(body.len());
+    if length > body.len() {
+        let found = body.len();
+        return Err(Error::new(
+            Kind::InvalidBody,
+            format!("{JSON_LENGTH} states {length} bytes of JSON, found a body of {found} bytes"),
+        ));
+    }
+    Ok((body.slice(..length), body.slice(length..)))
+}
+
+/// A request, as its head has it.
+struct Asked {
+    named: Named,
+    id: RequestId,
+    received: Instant,
+}
+
+/// What is written as an answer.
+struct Answer {
+    model: String,
+    version: String,
+    id: Option<String>,
+    inferred: Inferred,
+}
+
+impl Asked {
+    /// A body that is an image's bytes; the query has its parameters.
+    async fn raw(self, service: &Service, query: Parameters, image: Bytes) -> Result<Answer, Error> {
+        self.answer(service, query, None, Wanted::all(false), |_| Ok(vec![Image::Encoded(image)])).await
+    }
+
+    async fn run(
+        self,
+        service: &Service,
+        mut parameters: Parameters,
+        request: InferRequest,
+        tensors: Bytes,
+    ) -> Result<Answer, Error> {
+        let InferRequest { id, parameters: given, mut inputs, outputs } = request;
+        let mut binary = false;
+        for (name, value) in given.0 {
+            match name.as_str() {
+                "binary_data_output" => binary = flag("parameters.binary_data_output", &value)?,
+                _ => parameters.set(&name, value.text())?,
+            }
+        }
+        let wanted = if outputs.is_empty() { Wanted::all(binary) } else { wanted(&outputs, binary)? };
+        let mut input = inputs.pop().ok_or_else(|| {
+            Error::new(Kind::InvalidBody, format!("inputs: found none, expected one named {}", oip::INPUT))
+        })?;
+        let data = input.data.take();
+        let most = service.most_images();
+        let images = |model: &_| {
+            let contents = contents(&input, data, tensors)?;
+            oip::images(model, &input.name, &input.datatype, &input.shape, contents, most)
+        };
+        self.answer(service, parameters, id, wanted, images).await
+    }
+
+    async fn answer(
+        self,
+        service: &Service,
+        mut parameters: Parameters,
+        id: Option<String>,
+        wanted: Vec<Wanted>,
+        images: impl FnOnce(&crate::registry::Model) -> Result<Vec<Image>, Error>,
+    ) -> Result<Answer, Error> {
+        let named = |name: &str, value: &Option<String>| match value {
+            None => Ok(()),
+            Some(value) => Err(Error::new(
+                Kind::InvalidParameter,
+                format!("{name}: found '{}' in the query, expected the model in the path alone", shortened(value)),
+            )),
+        };
+        named("model", &parameters.model)?;
+        named("version", &parameters.version)?;
+        (parameters.model, parameters.version) = (Some(self.named.model), self.named.version);
+        let top_k = parameters.top_k()?;
+        let request = parameters.request(service, self.id.as_str().into(), self.received)?;
+        let images = images(&request.model)?;
+        let (model, version) = (request.model.name.clone(), request.model.version.to_string());
+        let inferred = Infer { request, images, wanted, top_k }.run(service).await?;
+        Ok(Answer { model, version, id, inferred })
+    }
+}
+
+fn flag(name: &str, value: &Parameter) -> Result<bool, Error> {
+    match value {
+        Parameter::Bool(value) => Ok(*value),
+        other => {
+            let found = shortened(&other.text());
+            Err(Error::new(Kind::InvalidParameter, format!("{name}: found '{found}', expected true or false")))
+        }
+    }
+}
+
+fn wanted(outputs: &[Output], binary: bool) -> Result<Vec<Wanted>, Error> {
+    let each = outputs.iter().map(|output| {
+        let (mut classification, mut binary) = (None, binary);
+        for (name, value) in &output.parameters.0 {
+            match (name.as_str(), value) {
+                ("binary_data", value) => binary = flag("outputs: binary_data", value)?,
+                ("classification", Parameter::Unsigned(classes)) => {
+                    classification = Some(usize::try_from(*classes).unwrap_or(usize::MAX));
+                }
+                (name, value) => {
+                    let (name, found) = (shortened(name), shortened(&value.text()));
+                    return Err(Error::new(
+                        Kind::InvalidParameter,
+                        format!(
+                            "outputs: found parameter {name} = {found}, expected binary_data (true or false) or \
+                             classification (a number of classes)"
+                        ),
+                    ));
+                }
+            }
+        }
+        Wanted::new(&output.name, classification, binary)
+    });
+    let wanted: Vec<Wanted> = each.collect::<Result<_, Error>>()?;
+    Wanted::distinct(&wanted)?;
+    Ok(wanted)
+}
+
+/// The contents of an input: its `data`, or the binary `tensors` after the JSON.
+fn contents(input: &Input, data: Option<Data>, tensors: Bytes) -> Result<Contents, Error> {
+    let wrong = |problem: String| Error::new(Kind::InvalidBody, format!("inputs: {problem}"));
+    let mut stated = None;
+    for (name, value) in &input.parameters.0 {
+        match (name.as_str(), value) {
+            ("binary_data_size", Parameter::Unsigned(size)) => stated = Some(*size),
+            ("binary_data_size", value) => {
+                let found = shortened(&value.text());
+                return Err(wrong(format!("binary_data_size: found '{found}', expected a number of bytes")));
+            }
+            (name, _) if name.starts_with("shared_memory") => {
+                return Err(wrong(format!("found {}, expected data: shared memory is not read", shortened(name))));
+            }
+            _ => {} // what other servers' clients say of an input
+        }
+    }
+    match (data, stated) {
+        (Some(_), Some(_)) => Err(wrong("found data and binary_data_size, expected one of them".to_owned())),
+        (None, None) => Err(wrong("found neither data nor binary_data_size, expected one of them".to_owned())),
+        (None, Some(size)) if size != tensors.len() as u64 => {
+            let found = tensors.len();
+            Err(wrong(format!("binary_data_size states {size} bytes, found {found} after the JSON")))
+        }
+        (None, Some(_)) => Ok(Contents::Raw(tensors)),
+        (Some(_), None) if !tensors.is_empty() => {
+            let found = tensors.len();
+            Err(wrong(format!("found {found} bytes after the JSON, expected none beside data")))
+        }
+        (Some(Data { values, shape }), None) => {
+            let fits = |(found, stated): (&usize, &i64)| i64::try_from(*found) == Ok(*stated);
+            let nested = shape.len() > 1;
+            if nested && !(shape.len() == input.shape.len() && shape.iter().zip(&input.shape).all(fits)) {
+                let stated = &input.shape;
+                return Err(wrong(format!(
+                    "found data of shape {shape:?}, expected {stated:?} as stated, or a flat list"
+                )));
+            }
+            Ok(match values {
+                Values::Floats(floats) => Contents::Floats(floats),
+                Values::Files(files) => Contents::Files(files),
+                Values::None if input.datatype == "BYTES" => Contents::Files(Vec::new()),
+                Values::None => Contents::Floats(Vec::new()),
+            })
+        }
+    }
+}
+
+/// An answer's JSON.
+#[derive(Serialize)]
+struct Shown<'a> {
+    model_name: &'a str,
+    model_version: &'a str,
+    /// The request's, where it had one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<&'a str>,
+    /// Facts of the image, where there is one alone.
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    parameters: Map<String, Json>,
+    outputs: Vec<ShownOutput<'a>>,
+}
+
+/// An output: its `data`, or in `parameters` the bytes that it has after the JSON.
+#[derive(Serialize)]
+struct ShownOutput<'a> {
+    name: &'static str,
+    datatype: &'static str,
+    shape: &'a [usize],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parameters: Option<BinarySize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<&'a oip::Data>,
+}
+
+#[derive(Serialize)]
+struct BinarySize {
+    binary_data_size: usize,
+}
+
+/// The answer as JSON, or as JSON and then the binary tensors.
+fn written(answer: &Answer) -> Response {
+    let mut tensors = Vec::new();
+    let mut output = |tensor: &'_ oip::Tensor| {
+        let binary = tensor.binary.then(|| tensor.data.raw());
+        let parameters = binary.as_ref().map(|raw| BinarySize { binary_data_size: raw.len() });
+        tensors.extend(binary.into_iter().flatten());
+        parameters
+    };
+    let outputs = answer.inferred.outputs.iter().map(|tensor| ShownOutput {
+        name: tensor.name,
+        datatype: tensor.data.datatype(),
+        shape: &tensor.shape,
+        parameters: output(tensor),
+        data: (!tensor.binary).then_some(&tensor.data),
+    });
+    let parameter = |(name, value): &(&'static str, Value)| {
+        let value = match value {
+            Value::Text(text) => Json::from(text.as_str()),
+            Value::Integer(number) => Json::from(*number),
+        };
+        ((*name).to_owned(), value)
+    };
+    let shown = Shown {
+        model_name: &answer.model,
+        model_version: &answer.version,
+        id: answer.id.as_deref(),
+        parameters: answer.inferred.parameters.iter().map(parameter).collect(),
+        outputs: outputs.collect(),
+    };
+    if shown.outputs.iter().all(|output| output.parameters.is_none()) {
+        return axum::Json(shown).into_response();
+    }
+    let mut body = serde_json::to_vec(&shown).expect("an answer is JSON");
+    let length = HeaderValue::from(body.len());
+    body.append(&mut tensors);
+    ([(JSON_LENGTH, length), (header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"))], body)
+        .into_response()
+}

@@ -1,0 +1,109 @@
+//! What a request may ask for beside its images: the same parameters in every protocol.
+
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+
+use super::classify::{Request, Service};
+use super::error::{Error, Kind};
+use crate::policy::Choice;
+use crate::text::shortened;
+
+/// Parameters as they came, as text, so that each value's error can name it.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Parameters {
+    /// The model [default: the server's default model].
+    pub(super) model: Option<String>,
+    /// The model's version [default: the newest].
+    pub(super) version: Option<String>,
+    /// Classes to answer with, the most probable first.
+    pub(super) top_k: Option<String>,
+    /// Which blocks run.
+    pub(super) path: Option<String>,
+    /// Keep a block from this probability on.
+    pub(super) threshold: Option<String>,
+    /// Drop the least wanted blocks until at most this many are kept.
+    pub(super) max_blocks: Option<String>,
+    /// Drop the least wanted blocks until policy and path cost at most this many FLOPs.
+    pub(super) max_flops: Option<String>,
+    /// Microseconds that the request may take, within the server's own limit.
+    pub(super) timeout: Option<String>,
+}
+
+/// Parameters that the protocol or its clients reserve and that say nothing here.
+const RESERVED: [&str; 6] = ["sequence_id", "sequence_start", "sequence_end", "priority", "headers", "content_type"];
+
+impl Parameters {
+    /// Takes the parameter called `name` of an inference request.
+    ///
+    /// # Errors
+    /// There is no such parameter.
+    pub(super) fn set(&mut self, name: &str, value: String) -> Result<(), Error> {
+        let place = match name {
+            "top_k" => &mut self.top_k,
+            "path" => &mut self.path,
+            "threshold" => &mut self.threshold,
+            "max_blocks" => &mut self.max_blocks,
+            "max_flops" => &mut self.max_flops,
+            "timeout" => &mut self.timeout,
+            _ if RESERVED.contains(&name) || name.starts_with("triton_") => return Ok(()),
+            _ => {
+                let name = shortened(name);
+                return Err(Error::new(
+                    Kind::InvalidParameter,
+                    format!(
+                        "parameters: found '{name}', expected some of path, threshold, max_blocks, max_flops, top_k, \
+                         timeout and binary_data_output"
+                    ),
+                ));
+            }
+        };
+        *place = Some(value);
+        Ok(())
+    }
+
+    /// Classes to answer with, where that is said.
+    ///
+    /// # Errors
+    /// It is no number, or 0.
+    pub(super) fn top_k(&self) -> Result<Option<usize>, Error> {
+        const CLASSES: &str = "a number of classes from 1";
+        let top_k = number("top_k", self.top_k.as_deref(), CLASSES)?;
+        if top_k == Some(0) {
+            return Err(Error::new(Kind::InvalidParameter, format!("top_k: found 0, expected {CLASSES}")));
+        }
+        Ok(top_k)
+    }
+
+    /// The request that the parameters ask for, which was `received` then. Its `id` is for the log.
+    ///
+    /// # Errors
+    /// There is no such model, or a parameter does not fit it.
+    pub(super) fn request(self, service: &Service, id: Arc<str>, received: Instant) -> Result<Request, Error> {
+        let model = Arc::clone(service.registry.get(self.model.as_deref(), self.version.as_deref())?);
+        let choice = Choice {
+            path: self.path.map_or(Ok(Default::default()), |path| path.parse())?,
+            threshold: number("threshold", self.threshold.as_deref(), "a probability from 0 to 1")?,
+            max_blocks: number("max_blocks", self.max_blocks.as_deref(), "a number of blocks")?,
+            max_flops: number("max_flops", self.max_flops.as_deref(), "a number of FLOPs")?,
+        };
+        let selection = choice.check(model.engine.costs(), model.engine.bundle().manifest.policy.threshold)?;
+        // 0 is what Triton's clients send where no time was asked for.
+        let timeout = number("timeout", self.timeout.as_deref(), "a number of microseconds")?.filter(|time| *time > 0);
+        let time = timeout.map_or(service.limits.time, |time| service.limits.time.min(Duration::from_micros(time)));
+        Ok(Request { model, selection, id, deadline: received + time })
+    }
+}
+
+fn number<T: FromStr>(name: &str, value: Option<&str>, expected: &str) -> Result<Option<T>, Error> {
+    let parse = |text: &str| {
+        text.parse().map_err(|_| {
+            let found = shortened(text);
+            Error::new(Kind::InvalidParameter, format!("{name}: found '{found}', expected {expected}"))
+        })
+    };
+    value.map(parse).transpose()
+}
