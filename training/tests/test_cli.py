@@ -56,18 +56,25 @@ def test_from_base_to_bundle(
     folder = tmp_path / "results"
     assert main(["finetune", *common, "--path", "distribute_k:2", "--epochs", "2"]) == 0
     capsys.readouterr()
-    assert main(["evaluate", *common, "--split", "test", "--results", str(folder)]) == 0
+    budgets = ["--flops", "5e5", "9e5", "1.2e6"]
+    assert main(["evaluate", *common, "--split", "test", "--results", str(folder), *budgets]) == 0
     figures = json.loads(capsys.readouterr().out)
+    curve = [row for row in figures["rows"] if "shift" in row]
+    assert {row["phase"] for row in curve} == {"finetune"}
+    assert len({row["flops_mean"] for row in curve}) == 3
+    assert sorted(curve, key=lambda row: row["shift"]) == curve
     found = [(row["method"], row["phase"]) for row in figures["rows"]]
     assert found[0] == ("full", "base")
     assert {("policy", "finetune"), ("random_k", "base"), ("distribute_k", "finetune")} <= {*found}
     assert {(r["phase"], r.get("epochs")) for r in figures["rows"]} == {
-        *(("base", 1), ("curriculum", 1), ("finetune", 1), ("finetune", 2), ("base", None))
+        *(("base", 1), ("curriculum", 1), ("finetune", 1), ("finetune", 2), ("base", None)),
+        ("finetune", None),
     }
     assert all(sum(row["images_by_blocks"]) == 40 for row in figures["rows"])
     output = tmp_path / "RESULTS.md"
     assert main(["table", "--results", str(folder), "--output", str(output)]) == 0
     assert "| BlockDrop | finetune, 1 epochs | " in output.read_text()
+    assert output.read_text().count("| BlockDrop | finetune, logits ") == 3
     assert (folder / "tiny.test.flops.png").stat().st_size > 0
     # A folder with something else in it, and a phase that is not finished, are refused.
     (folder / "notes.txt").write_text("precious")
@@ -80,6 +87,13 @@ def test_from_base_to_bundle(
     assert main(["export", *common, "--output", str(target)]) == 1
     assert "expected a finished phase" in capsys.readouterr().err
     checkpoint.save(tmp_path / "run" / "finetune.pt", saved)
+    assert main(["export", *common, "--output", str(target), "--flops", "1e4"]) == 1
+    assert "flops 1e+04 cannot be met" in capsys.readouterr().err
+    fast = tmp_path / "fast"
+    assert main(["export", *common, "--output", str(fast), "--flops", "5e5"]) == 0
+    manifest = Bundle(fast).manifest
+    assert manifest["measured"]["validation"]["policy"]["flops_mean"] <= 5e5
+    assert manifest["provenance"]["shift"] < 0
     assert main(["export", *common, "--output", str(target), "--phase", "curriculum"]) == 0
     manifest = Bundle(target).manifest
     assert manifest["provenance"]["phase"] == "curriculum"

@@ -13,7 +13,7 @@ import torch
 from conftest import paper_method, shake, write_cifar
 from PIL import Image
 
-from blockdrop_train import base, checkpoint, curriculum, finetune, loop, workers
+from blockdrop_train import base, checkpoint, curriculum, evaluate, finetune, loop, workers
 from blockdrop_train.config import Base, Config, Curriculum, Data, Masks
 from blockdrop_train.errors import CheckpointError
 from blockdrop_train.loop import Job
@@ -195,7 +195,7 @@ def test_prices_rank_confidence() -> None:
 def test_shift_meets_a_cost() -> None:
     logits = torch.randn(400, 5, generator=torch.Generator().manual_seed(0))
     costs = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
-    shift = curriculum.shift_for(logits, costs, 9.0)
+    shift = evaluate.shift_for(logits, costs, 9.0)
     mean = float(((logits + shift >= 0).float() @ costs).mean())
     assert 8.9 < mean <= 9.0
 

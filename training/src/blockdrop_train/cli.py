@@ -39,7 +39,7 @@ from .baselines import Heuristic
 from .config import Config
 from .curriculum import nets_of, path_scores
 from .errors import CheckpointError, ConfigError, DataError, ExportError, TrainingError
-from .evaluate import learned_masks
+from .evaluate import keep_logits, learned_masks, shift_to
 from .export import About, Bundle, export, frequent_paths, replaceable
 from .folder import load_folder
 from .loop import Job, imported, load_nets, share
@@ -128,6 +128,15 @@ def _parser() -> argparse.ArgumentParser:
         "--split", choices=("validation", "test"), default="validation", help="[%(default)s]"
     )
     command.add_argument("--results", type=Path, help="write them to a file in this folder too")
+    command.add_argument(
+        "--flops",
+        type=float,
+        nargs="+",
+        default=[],
+        metavar="F",
+        help="measure the policy at these FLOPs too, by one shift of its keep logits each, which "
+        "meets them on validation images",
+    )
     command = add("export", "Write a model bundle from a run's nets and check it.")
     command.add_argument(
         "--phase",
@@ -136,6 +145,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--output", type=Path, required=True, help="the bundle's folder: models/NAME/VERSION"
+    )
+    command.add_argument(
+        "--flops", type=float, help="shift the keep logits to these FLOPs on validation images"
     )
     command.add_argument("--note", default="", help="a sentence for the bundle's description")
     command = commands.add_parser(
@@ -327,7 +339,9 @@ def _untrained(options: argparse.Namespace, command: list[str]) -> None:
     print(f"{options.output}: {description}")
 
 
-def _export(job: Job, given: str | None, output: Path, note: str, command: list[str]) -> None:
+def _export(
+    job: Job, given: str | None, flops: float | None, output: Path, note: str, command: list[str]
+) -> None:
     replaceable(output)  # before the work, not after it
     settings = job.config
     phase = _phase(job, given)
@@ -343,6 +357,11 @@ def _export(job: Job, given: str | None, output: Path, note: str, command: list[
             f"{job.checkpoint(phase)}: found step {saved['step']} of {saved['total']}, expected a "
             f"finished phase: give blockdrop-train {phase} again"
         )
+    held = settings.load(job.data_root, "validation")
+    shift = 0.0
+    if flops is not None:
+        shift = shift_to(net, policy, keep_logits(policy, held, settings.normalise()), flops)
+        policy.net.head.bias.data.add_(shift)
     measured: dict[str, Any] = {}
     for split in ("validation", "test"):
         images = settings.load(job.data_root, split)
@@ -373,13 +392,13 @@ def _export(job: Job, given: str | None, output: Path, note: str, command: list[
             else settings.data.name,
             "phase": phase,
             "steps": saved["step"],
+            "shift": shift,
             "imported": imported(job),
             **_now(command),
         },
         measured=measured,
     )
     inputs = settings.normalise()(test.plain(torch.arange(min(256, len(test)))))
-    held = settings.load(job.data_root, "validation")
     paths = frequent_paths(learned_masks(policy, held, settings.normalise()))
     export(output, net, policy, settings.normalise(), about, inputs, paths)
     print(f"{output}: {description}")
@@ -436,12 +455,12 @@ def _run(options: argparse.Namespace, arguments: list[str]) -> None:
     elif options.command == "grow":
         _grow(job, options.bundle)
     elif options.command == "evaluate":
-        figures = results.evaluate(job, options.split)
+        figures = results.evaluate(job, options.split, options.flops)
         print(json.dumps(figures, indent=1))
         if options.results:
             print(results.save(options.results, figures), file=sys.stderr)
     elif options.command == "export":
-        _export(job, options.phase, options.output, options.note, arguments)
+        _export(job, options.phase, options.flops, options.output, options.note, arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -24,10 +24,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import checkpoint, data, loop
+from . import checkpoint, loop
 from .data import AnyImages, Normalise
 from .errors import CheckpointError
-from .evaluate import learned_masks, score
+from .evaluate import keep_logits, learned_masks, score, shift_to
 from .flops import block_flops, full_flops, policy_flops
 from .loop import Batch, Job, Phase
 from .nets import Policy, ResNet
@@ -86,22 +86,6 @@ def nets_of(job: Job) -> tuple[ResNet, Policy]:
 
 
 @torch.no_grad()
-def shift_for(logits: Tensor, costs: Tensor, wanted: float) -> float:
-    """The shift of all keep logits at which the mean cost of kept blocks is just below ``wanted``.
-
-    Args:
-        logits: [N, K].
-        costs: of each block, [K].
-    """
-    low, high = -50.0, 50.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        mean = float(((logits + middle >= 0).double() @ costs.double()).mean())
-        low, high = (middle, high) if mean <= wanted else (low, middle)
-    return low
-
-
-@torch.no_grad()
 def _calibrate(job: Job, net: ResNet, policy: Policy, held: AnyImages) -> None:
     """Shift the checkpoint's keep logits to the configured FLOPs; a second call changes nothing."""
     path = job.checkpoint("curriculum")
@@ -109,14 +93,8 @@ def _calibrate(job: Job, net: ResNet, policy: Policy, held: AnyImages) -> None:
     if "shift" in saved["state"]:
         return
     normalise = job.config.normalise()
-    policy.eval()
-    device = policy.net.head.weight.device
-    logits = torch.cat(
-        [policy(normalise(pixels).to(device)).cpu() for pixels, _ in data.in_order(held, 500)]
-    )
-    costs = torch.tensor(block_flops(net), dtype=torch.double)
-    fixed = full_flops(net) + policy_flops(policy) - float(costs.sum())
-    shift = shift_for(logits, costs, job.config.curriculum.calibrate - fixed)
+    logits = keep_logits(policy, held, normalise)
+    shift = shift_to(net, policy, logits, job.config.curriculum.calibrate)
     policy.net.head.bias.add_(shift)
     saved["nets"]["policy"] = policy.state_dict()
     saved["state"]["shift"] = shift

@@ -39,16 +39,55 @@ class Score:
 
 
 @torch.no_grad()
-def learned_masks(
+def keep_logits(
     policy: Policy, images: AnyImages, normalise: Normalise, batch: int = 500
 ) -> Tensor:
-    """The policy's masks, bool [N, K]: keep where the logit is >= 0."""
+    """The policy's keep logits [N, K], on the CPU."""
     policy.eval()
     device = policy.net.head.weight.device
-    masks = [
-        policy(normalise(pixels).to(device)).cpu() >= 0 for pixels, _ in in_order(images, batch)
-    ]
-    return torch.cat(masks)
+    return torch.cat(
+        [policy(normalise(pixels).to(device)).cpu() for pixels, _ in in_order(images, batch)]
+    )
+
+
+def learned_masks(policy: Policy, images: AnyImages, normalise: Normalise) -> Tensor:
+    """The policy's masks, bool [N, K]: keep where the logit is >= 0."""
+    return keep_logits(policy, images, normalise) >= 0
+
+
+@torch.no_grad()
+def shift_for(logits: Tensor, costs: Tensor, wanted: float) -> float:
+    """The shift of all keep logits at which the mean cost of kept blocks is just below ``wanted``.
+
+    Args:
+        logits: [N, K].
+        costs: of each block, [K].
+    """
+    low, high = -50.0, 50.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        mean = float(((logits + middle >= 0).double() @ costs.double()).mean())
+        low, high = (middle, high) if mean <= wanted else (low, middle)
+    return low
+
+
+def shift_to(net: ResNet, policy: Policy, logits: Tensor, flops: float) -> float:
+    """The shift of keep logits [N, K] at which an image takes ``flops`` on average, or just less.
+
+    Args:
+        flops: the policy's included.
+
+    Raises:
+        ValueError: no masks of the net cost as much.
+    """
+    costs = torch.tensor(block_flops(net), dtype=torch.double)
+    fixed = full_flops(net) + policy_flops(policy) - float(costs.sum())
+    if not fixed < flops < fixed + float(costs.sum()):
+        raise ValueError(
+            f"flops {flops:.3g} cannot be met: stem, head and policy take {fixed:.3g}, all blocks "
+            f"{float(costs.sum()):.3g} more"
+        )
+    return shift_for(logits, costs, flops - fixed)
 
 
 @torch.no_grad()

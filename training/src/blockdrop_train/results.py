@@ -16,7 +16,7 @@ from . import data, loop
 from .baselines import HEURISTICS, Heuristic
 from .curriculum import nets_of
 from .errors import CheckpointError, DataError
-from .evaluate import learned_masks, score
+from .evaluate import keep_logits, learned_masks, score, shift_to
 from .finetune import phase_of
 from .flops import policy_flops
 from .loop import Job
@@ -95,20 +95,43 @@ def _epochs(saved: dict[str, Any]) -> dict[str, float]:
     return {"epochs": round(saved["config"][kind]["epochs"] * saved["step"] / saved["total"], 2)}
 
 
-def evaluate(job: Job, split: str) -> dict[str, Any]:
+def _shifted(
+    job: Job,
+    phase: str,
+    net: ResNet,
+    policy: Policy,
+    images: data.AnyImages,
+    budgets: Sequence[float],
+) -> list[dict[str, Any]]:
+    """The policy at other FLOPs: its keep logits shifted, by how much validation images say."""
+    normalise = job.config.normalise()
+    held = keep_logits(policy, job.config.load(job.data_root, "validation"), normalise)
+    logits = keep_logits(policy, images, normalise)
+    rows = []
+    for flops in budgets:
+        shift = shift_to(net, policy, held, flops)
+        row = _row("policy", phase, net, images, normalise, logits + shift >= 0, policy)
+        rows.append(row | {"shift": round(shift, 6)})
+    return rows
+
+
+def evaluate(job: Job, split: str, budgets: Sequence[float] = ()) -> dict[str, Any]:
     """Figures of every net that the run folder holds, on one split.
 
     The heuristics keep the learned average of blocks, rounded up, as in the paper: on the base
     net as it is, and on nets finetuned for them where the run has such checkpoints.
+
+    Args:
+        budgets: FLOPs an image at which the last phase's policy is measured besides, by one shift
+            of its keep logits that meets them on validation images.
     """
     images = job.config.load(job.data_root, split)
     net, policy = nets_of(job)
     normalise = job.config.normalise()
     rows: list[dict[str, Any]] = []
     keep: int | None = None
-    for phase in ("curriculum", "finetune"):
-        if not job.checkpoint(phase).exists():
-            continue
+    phases = [p for p in ("curriculum", "finetune") if job.checkpoint(p).exists()]
+    for phase in phases:
         saved = loop.load_nets(job.checkpoint(phase), {"net": net, "policy": policy})
         masks = learned_masks(policy, images, normalise)
         rows.append(_row("full", phase, net, images, normalise) | _epochs(saved))
@@ -118,6 +141,8 @@ def evaluate(job: Job, split: str) -> dict[str, Any]:
             | {"keep_rates": [round(float(r), 4) for r in masks.float().mean(0)]}
         )
         keep = math.ceil(rows[-1]["blocks_mean"])
+        if phase == phases[-1]:
+            rows += _shifted(job, phase, net, policy, images, budgets)
     if job.checkpoint("base").exists():
         saved = loop.load_nets(job.checkpoint("base"), {"net": net})
         rows.insert(0, _row("full", "base", net, images, normalise) | _epochs(saved))
@@ -168,7 +193,7 @@ def _paper_cell(accuracy: float | None, blocks: float | None) -> str:
 def _find(figures: dict[str, Any], method: str, phases: Sequence[str]) -> dict[str, Any] | None:
     for phase in phases:
         for row in figures["rows"]:
-            if row["method"] == method and row["phase"] == phase:
+            if row["method"] == method and row["phase"] == phase and "shift" not in row:
                 return dict(row)
     return None
 
@@ -200,6 +225,7 @@ def section(figures: dict[str, Any]) -> str:
     ]
     for row in figures["rows"]:
         epochs = f", {row['epochs']:g} epochs" if "epochs" in row else ""
+        epochs += f", logits {row['shift']:+.2f}" if "shift" in row else ""
         lines.append(
             f"| {TITLES[row['method']]} | {row['phase']}{epochs} | {100 * row['accuracy']:.2f} "
             f"| {row['blocks_mean']:.2f} ± {row['blocks_std']:.2f} "
@@ -222,7 +248,15 @@ def draw(figures: dict[str, Any], folder: Path) -> list[Path]:
     curve, axes = pyplot.subplots(figsize=(6, 4))
     colours = [pyplot.get_cmap("tab20")(n) for n in range(20)]
     floor = max(100 * row["accuracy"] for row in figures["rows"]) - 15
-    for row, colour in zip(figures["rows"], itertools.cycle(colours), strict=False):
+    shifted = sorted(
+        (r["flops_mean"], 100 * r["accuracy"]) for r in figures["rows"] if "shift" in r
+    )
+    if shifted:
+        axes.plot(
+            *zip(*shifted, strict=True), marker=".", color="grey", label="BlockDrop, logits shifted"
+        )
+    rows = [row for row in figures["rows"] if "shift" not in row]
+    for row, colour in zip(rows, itertools.cycle(colours), strict=False):
         label = f"{TITLES[row['method']]}, {row['phase']}"
         accuracy = 100 * row["accuracy"]
         if accuracy < floor:
