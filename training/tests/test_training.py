@@ -13,7 +13,7 @@ import torch
 from conftest import paper_method, shake, write_cifar
 from PIL import Image
 
-from blockdrop_train import base, checkpoint, curriculum, evaluate, finetune, loop, workers
+from blockdrop_train import base, checkpoint, curriculum, evaluate, finetune, gates, loop, workers
 from blockdrop_train.config import Base, Config, Curriculum, Data, Masks
 from blockdrop_train.errors import CheckpointError
 from blockdrop_train.loop import Job
@@ -188,7 +188,7 @@ def test_fewer_images_lose_blocks_as_base_training_goes_on() -> None:
 
 def test_prices_rank_confidence() -> None:
     logits = torch.tensor([[3.0, 0.0], [0.0, 0.0], [5.0, 0.0]])
-    ranks = curriculum.confidence_ranks(logits, torch.tensor([0, 0, 1]))
+    ranks = gates.confidence_ranks(logits, torch.tensor([0, 0, 1]))
     assert ranks.tolist() == [2.0, 1.0, 0.0]
 
 

@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from . import (
@@ -32,6 +33,8 @@ from . import (
     importing,
     pictures,
     results,
+    sequential,
+    timing,
     untrained,
     workers,
 )
@@ -46,7 +49,12 @@ from .loop import Job, imported, load_nets, share
 from .nets import Policy, ResNet
 
 TRAINING = Path(__file__).parents[2]
-TRAINERS = {"base": base.train, "curriculum": curriculum.train, "finetune": finetune.train}
+TRAINERS = {
+    "base": base.train,
+    "curriculum": curriculum.train,
+    "sequential": sequential.train,
+    "finetune": finetune.train,
+}
 PHASES = ("finetune", "curriculum")
 
 
@@ -83,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in (
         ("base", "Train the residual network alone."),
         ("curriculum", "Train the policy on the run's base net."),
+        ("sequential", "Train the decisions of BlockDrop-seq on the run's last net."),
         ("finetune", "Train the run's net and policy together."),
     ):
         command = add(name, text)
@@ -136,6 +145,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="F",
         help="measure the policy at these FLOPs too, by one shift of its keep logits each, which "
         "meets them on validation images",
+    )
+    command = add("time", "Time full, single-step and sequential inference, as in Table 2.")
+    command.add_argument(
+        "--bundle", type=Path, required=True, help="the run's last net as a bundle"
+    )
+    command.add_argument(
+        "--images", type=int, default=500, help="validation images, one by one [%(default)s]"
     )
     command = add("export", "Write a model bundle from a run's nets and check it.")
     command.add_argument(
@@ -404,6 +420,33 @@ def _export(
     print(f"{output}: {description}")
 
 
+def _time(job: Job, folder: Path, count: int) -> dict[str, Any]:
+    """Milliseconds, blocks and accuracy of Table 2's three ways on validation images."""
+    bundle = Bundle(folder)
+    net, _ = nets_of(dataclasses.replace(job, device="cpu"))
+    decisions = sequential.Sequential(net)
+    load_nets(job.checkpoint("sequential"), {"net": net, "decisions": decisions})
+    images = job.config.load(job.data_root, "validation")
+    rows = torch.arange(min(count, len(images)))
+    inputs = job.config.normalise()(images.plain(rows)).contiguous()
+    found = net.eval()(inputs[:8]).detach().numpy()
+    if abs(bundle.logits(inputs[:8].numpy(), np.ones((8, net.depth), bool)) - found).max() > 1e-2:
+        raise CheckpointError(
+            f"{folder} computes otherwise than the net of {job.checkpoint('sequential')}: export "
+            "the net that the decisions were trained on"
+        )
+    runs = {
+        "full": timing.full(bundle),
+        "single_step": timing.single_step(bundle),
+        "sequential": timing.sequential(bundle, decisions),
+    }
+    figures = timing.measure(runs, inputs.numpy())
+    for figure in figures.values():
+        right = torch.tensor(figure.pop("classes")) == images.targets[rows]
+        figure["accuracy"] = round(float(right.double().mean()), 4)
+    return figures
+
+
 def _pictures(options: argparse.Namespace) -> None:
     bundle = Bundle(options.bundle)
     given = bundle.manifest["input"]
@@ -459,6 +502,8 @@ def _run(options: argparse.Namespace, arguments: list[str]) -> None:
         print(json.dumps(figures, indent=1))
         if options.results:
             print(results.save(options.results, figures), file=sys.stderr)
+    elif options.command == "time":
+        print(json.dumps(_time(job, options.bundle, options.images), indent=1))
     elif options.command == "export":
         _export(job, options.phase, options.flops, options.output, options.note, arguments)
 

@@ -17,50 +17,22 @@ Ours (``method = "gates"``):
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from . import checkpoint, loop
 from .data import AnyImages, Normalise
 from .errors import CheckpointError
 from .evaluate import keep_logits, learned_masks, score, shift_to
-from .flops import block_flops, full_flops, policy_flops
+from .flops import policy_flops
+from .gates import Budget, looked_at, straight_through
 from .loop import Batch, Job, Phase
 from .nets import Policy, ResNet
 from .reinforce import bounded, forced, policy_loss, reward
 from .workers import World
-
-
-def distillation(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Kullback-Leibler divergence from the teacher's softened classes, [N]."""
-    wanted = (teacher.detach() / temperature).log_softmax(1)
-    found = (logits / temperature).log_softmax(1)
-    return (wanted.exp() * (wanted - found)).sum(1) * temperature**2
-
-
-def straight_through(logits: Tensor, noise: float, generator: torch.Generator) -> Tensor:
-    """Hard gates [N, K] in {0, 1} whose gradient is that of a sigmoid.
-
-    Args:
-        noise: share of logistic noise added to the logits: 1 samples Bernoulli(sigmoid(logits)).
-    """
-    uniform = torch.rand(logits.shape, generator=generator).clamp(1e-6, 1 - 1e-6)
-    noisy = logits + noise * (uniform.log() - (1 - uniform).log()).to(logits.device)
-    soft = noisy.sigmoid()
-    return (noisy >= 0).to(soft.dtype) + soft - soft.detach()
-
-
-def confidence_ranks(logits: Tensor, targets: Tensor) -> Tensor:
-    """Twice each image's rank in the batch by the probability of its class, in [0, 2].
-
-    0 for the image that the net is least sure of, or most wrong about; the mean is 1.
-    """
-    sure = logits.detach().softmax(1).gather(1, targets[:, None]).squeeze(1)
-    return 2 * sure.argsort().argsort().float() / max(1, len(sure) - 1)
 
 
 def path_scores(
@@ -70,7 +42,7 @@ def path_scores(
     masks = learned_masks(policy, held, normalise)
     return {
         "full": score(net, held, normalise).as_dict(),
-        "policy": score(net, held, normalise, masks, policy).as_dict(),
+        "policy": score(net, held, normalise, masks, policy_flops(policy)).as_dict(),
         "keep_rates": [round(float(r), 3) for r in masks.float().mean(0)],
     }
 
@@ -184,16 +156,7 @@ def _train_gates(job: Job, world: World) -> None:
     net_opt = loop.sgd(net, 0.9, config.base.decay)
     if given.net_rate == 0:
         net.requires_grad_(False)
-    each = torch.tensor(block_flops(net), dtype=torch.float, device=job.device)
-    fixed = full_flops(net) + policy_flops(policy) - float(each.sum())
-    wanted = (given.flops - fixed) / float(each.sum())
-    if not 0 < wanted < 1:
-        raise ValueError(
-            f"flops {given.flops:.3g} cannot be met: stem, head and policy take {fixed:.3g}, "
-            f"all blocks {float(each.sum()):.3g} more"
-        )
-    parts = each / each.sum()
-    state = {"cost": given.cost}
+    budget = Budget.of(net, given.flops, policy_flops(policy), given.cost)
     warm = given.warmup_epochs / given.epochs
 
     def warm_up(progress: float, batch: Batch) -> dict[str, float]:
@@ -226,22 +189,13 @@ def _train_gates(job: Job, world: World) -> None:
             classes = auxiliary(pooled).float()
             noise = given.noise * (1 - 0.8 * progress)
             gates = straight_through(decided, noise, generator)
-            looked = None
-            if given.looked < 1:
-                drawn = torch.rand(gates.shape, generator=generator) < given.looked
-                looked = drawn.to(gates) / given.looked
+            looked = looked_at(gates, given.looked, generator)
             full = torch.cat([net(batch.inputs[:trained]).float(), taught])
             path = net.gated(batch.inputs, gates, looked).float()
-        price = state["cost"] * confidence_ranks(full, batch.targets)
-        used = gates @ parts
-        label_loss = F.cross_entropy(path, batch.targets)
-        teacher_loss = distillation(path, full, 1.0).mean()
         full_losses = F.cross_entropy(full, batch.targets, reduction="none")
-        cost = (price * used).mean()
         loss = (
             full_losses[:trained].sum() / len(full)
-            + 0.5 * (label_loss + teacher_loss)
-            + cost
+            + budget.loss(gates, path, full, batch.targets)
             + given.auxiliary * F.cross_entropy(classes, batch.targets)
         )
         policy_opt.zero_grad(set_to_none=True)
@@ -252,17 +206,10 @@ def _train_gates(job: Job, world: World) -> None:
             net_opt.step()
         world.synchronise(policy, auxiliary)
         policy_opt.step()
-        with torch.no_grad():
-            greedy = (decided >= 0).float()
-            now = (greedy @ parts).mean().reshape(1)
-            world.average([now])
-        state["cost"] = min(10.0, state["cost"] * math.exp(0.02 * (now.item() - wanted)))
         return {
             "full": full_losses.mean().item(),
-            "path": label_loss.item(),
-            "kept": greedy.sum(1).mean().item(),
-            "deviation": greedy.sum(1).std().item(),
-            "cost": state["cost"],
+            "path": F.cross_entropy(path.detach(), batch.targets).item(),
+            **budget.follow(decided, world),
         }
 
     phase = Phase(
@@ -274,7 +221,7 @@ def _train_gates(job: Job, world: World) -> None:
         given.batch,
         step,
         lambda: path_scores(net, policy, held, config.normalise()),
-        state,
+        budget.state,
     )
     loop.run(job, world, phase, images)
     if given.calibrate and world.rank == 0 and job.stop_after is None:

@@ -20,7 +20,7 @@ class Score:
         accuracy: share of images whose class is right.
         loss: mean cross-entropy in nats.
         blocks_mean, blocks_std: blocks kept an image.
-        flops_mean, flops_std: FLOPs an image, the policy's included where one ran.
+        flops_mean, flops_std: FLOPs an image, its decisions' included.
         distinct_masks: number of different masks.
     """
 
@@ -115,12 +115,12 @@ def score(
     images: AnyImages,
     normalise: Normalise,
     masks: Tensor | None = None,
-    policy: Policy | None = None,
+    decision_flops: int = 0,
 ) -> Score:
     """Evaluate with every block (``masks`` is None) or with the masks [N, K].
 
     Args:
-        policy: the net whose FLOPs are charged to each image; ``None`` charges nothing.
+        decision_flops: charged to each image for its mask.
     """
     out = logits(net, images, normalise, masks)
     loss = torch.nn.functional.cross_entropy(out, images.targets)
@@ -129,7 +129,7 @@ def score(
         masks = torch.ones(len(images), net.depth, dtype=torch.bool)
     kept = masks.sum(1).double()
     each = torch.tensor(block_flops(net), dtype=torch.double)
-    fixed = full_flops(net) - int(each.sum()) + (policy_flops(policy) if policy else 0)
+    fixed = full_flops(net) - int(each.sum()) + decision_flops
     cost = masks.double() @ each + fixed
     return Score(
         images=len(images),

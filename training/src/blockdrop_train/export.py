@@ -182,14 +182,15 @@ class Bundle:
         )
 
     @staticmethod
-    def _run(session: onnxruntime.InferenceSession, x: np.ndarray) -> np.ndarray:
+    def run(session: onnxruntime.InferenceSession, x: np.ndarray) -> np.ndarray:
+        """The output of one of the bundle's graphs."""
         result: np.ndarray = session.run(None, {session.get_inputs()[0].name: x})[0]
         return result
 
     def masks(self, inputs: np.ndarray) -> np.ndarray:
         """The policy's masks, bool [N, K], of normalised images [N, C, H, W]."""
         threshold = self.manifest["policy"]["threshold"]
-        kept: np.ndarray = self._run(self.policy, inputs) >= np.log(threshold / (1 - threshold))
+        kept: np.ndarray = self.run(self.policy, inputs) >= np.log(threshold / (1 - threshold))
         return kept
 
     def logits(self, inputs: np.ndarray, masks: np.ndarray) -> np.ndarray:
@@ -198,13 +199,13 @@ class Bundle:
         paths, member = np.unique(masks, axis=0, return_inverse=True)
         for number, mask in enumerate(paths):
             rows = np.flatnonzero(member.reshape(-1) == number)
-            x = self._run(self.stem, inputs[rows])
+            x = self.run(self.stem, inputs[rows])
             for keep, block, shortcut in zip(mask, self.blocks, self.shortcuts, strict=True):
                 if keep:
-                    x = self._run(block, x)
+                    x = self.run(block, x)
                 elif shortcut is not None:
-                    x = self._run(shortcut, x)
-            out[rows] = self._run(self.head, x)
+                    x = self.run(shortcut, x)
+            out[rows] = self.run(self.head, x)
         return out
 
 

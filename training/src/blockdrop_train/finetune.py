@@ -12,10 +12,11 @@ from torch.nn import functional as F
 
 from . import checkpoint, data, loop
 from .baselines import Heuristic
-from .curriculum import distillation, nets_of, path_scores
+from .curriculum import nets_of, path_scores
 from .data import AnyImages
 from .errors import CheckpointError
 from .evaluate import score
+from .gates import distillation
 from .loop import Batch, Job, Phase
 from .nets import Policy, ResNet
 from .reinforce import bounded, policy_loss, reward

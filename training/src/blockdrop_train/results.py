@@ -21,6 +21,7 @@ from .finetune import phase_of
 from .flops import policy_flops
 from .loop import Job
 from .nets import Policy, ResNet
+from .sequential import Sequential, sequential_masks
 
 PAPER: dict[tuple[str, int], dict[str, tuple[float, float, float | None, float | None]]] = {
     # method: accuracy %, blocks after finetuning; accuracy %, blocks before (Table 1)
@@ -65,7 +66,9 @@ TITLES = {
     "distribute_k": "DistributeK",
     "policy": "BlockDrop",
     "full": "full",
+    "sequential": "BlockDrop-seq",
 }
+TABLE_1 = ("first_k", "random_k", "distribute_k", "policy", "full")
 
 
 def _row(
@@ -75,9 +78,9 @@ def _row(
     images: data.AnyImages,
     normalise: data.Normalise,
     masks: Tensor | None = None,
-    policy: Policy | None = None,
+    decision_flops: int = 0,
 ) -> dict[str, Any]:
-    figures = score(net, images, normalise, masks, policy).as_dict()
+    figures = score(net, images, normalise, masks, decision_flops).as_dict()
     counts = [0] * (net.depth + 1)
     if masks is None:
         counts[net.depth] = len(images)
@@ -90,6 +93,7 @@ def _row(
 def _epochs(saved: dict[str, Any]) -> dict[str, float]:
     """How many epochs a checkpoint was trained in its phase; nothing for an imported one."""
     kind = saved["kind"].split("-")[0]
+    kind = {"sequential": "curriculum"}.get(kind, kind)
     if kind not in ("base", "curriculum", "finetune"):
         return {}
     return {"epochs": round(saved["config"][kind]["epochs"] * saved["step"] / saved["total"], 2)}
@@ -110,7 +114,9 @@ def _shifted(
     rows = []
     for flops in budgets:
         shift = shift_to(net, policy, held, flops)
-        row = _row("policy", phase, net, images, normalise, logits + shift >= 0, policy)
+        row = _row(
+            "policy", phase, net, images, normalise, logits + shift >= 0, policy_flops(policy)
+        )
         rows.append(row | {"shift": round(shift, 6)})
     return rows
 
@@ -136,7 +142,7 @@ def evaluate(job: Job, split: str, budgets: Sequence[float] = ()) -> dict[str, A
         masks = learned_masks(policy, images, normalise)
         rows.append(_row("full", phase, net, images, normalise) | _epochs(saved))
         rows.append(
-            _row("policy", phase, net, images, normalise, masks, policy)
+            _row("policy", phase, net, images, normalise, masks, policy_flops(policy))
             | _epochs(saved)
             | {"keep_rates": [round(float(r), 4) for r in masks.float().mean(0)]}
         )
@@ -157,6 +163,12 @@ def evaluate(job: Job, split: str, budgets: Sequence[float] = ()) -> dict[str, A
             saved = loop.load_nets(path, {"net": net})
             masks = heuristic.masks(net.segments, len(images))
             rows.append(_row(name, "finetune", net, images, normalise, masks) | _epochs(saved))
+    if job.checkpoint("sequential").exists():
+        decisions = Sequential(net).to(job.device)
+        saved = loop.load_nets(job.checkpoint("sequential"), {"net": net, "decisions": decisions})
+        masks = sequential_masks(net, decisions, images, normalise)
+        row = _row("sequential", "decisions", net, images, normalise, masks, decisions.flops())
+        rows.append(row | _epochs(saved))
     if not rows:
         raise CheckpointError(f"{job.folder} has no checkpoint to evaluate")
     return {
@@ -210,12 +222,12 @@ def section(figures: dict[str, Any]) -> str:
         "| | ours, finetuned | ours, before | paper, finetuned | paper, before |",
         "|---|---|---|---|---|",
     ]
-    for method, title in TITLES.items():
+    for method in TABLE_1:
         after = _find(figures, method, ("finetune",))
         before = _find(figures, method, ("base", "curriculum"))
         theirs = paper.get(method, (None, None, None, None))
         lines.append(
-            f"| {title} | {_cell(after)} | {_cell(before)} "
+            f"| {TITLES[method]} | {_cell(after)} | {_cell(before)} "
             f"| {_paper_cell(*theirs[:2])} | {_paper_cell(*theirs[2:])} |"
         )
     lines += [
