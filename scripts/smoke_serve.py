@@ -18,7 +18,7 @@ SAMPLE = ROOT / "samples" / "ship.webp"
 
 def main() -> int:
     environment = dict(os.environ, BLOCKDROP_HTTP_ADDR="127.0.0.1:0", BLOCKDROP_WORKERS="1")
-    arguments = "--admin-addr 127.0.0.1:0 --log-format json"
+    arguments = "--grpc-addr 127.0.0.1:0 --admin-addr 127.0.0.1:0 --log-format json"
     command = ["make", "--no-print-directory", "serve", "PROFILE=dev", f"ARGS={arguments}"]
     with subprocess.Popen(
         command,

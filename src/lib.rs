@@ -9,6 +9,7 @@ pub mod dataset;
 pub mod engine;
 pub mod image;
 pub mod policy;
+pub mod proto;
 pub mod registry;
 pub mod scheduler;
 pub mod server;

@@ -427,7 +427,7 @@ async fn a_server_is_set_up_by_its_environment_and_flags_win() {
 fn serve(models: &Path, flags: &[&str]) -> Ended {
     let mut command = blockdrop();
     command.env("RUST_LOG", "error").args(["serve", "--models", text(models), "--workers", "1"]);
-    for flag in ["--http-addr", "--admin-addr"] {
+    for flag in ["--http-addr", "--grpc-addr", "--admin-addr"] {
         if !flags.contains(&flag) {
             command.args([flag, "127.0.0.1:0"]);
         }
@@ -441,7 +441,7 @@ fn a_server_that_cannot_start_says_why_in_one_sentence() {
     let models = dir.path();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    for flag in ["--http-addr", "--admin-addr"] {
+    for flag in ["--http-addr", "--grpc-addr", "--admin-addr"] {
         serve(models, &[flag, &address]).failed(1, &[flag, &address, "cannot listen on", "in use"]);
     }
     let names = ["default model 'other' not found", "expected one of: net"];
@@ -487,7 +487,14 @@ fn onnxruntime_that_is_not_there_is_named() {
         &["classify", "--bundle", text(&bundle), text(&image)],
         &["evaluate", text(&bundle), "--data", text(&data)],
         &["bench", text(&bundle), "--images", text(&data)],
-        &["serve", "--models", text(dir.path()), "--http-addr=127.0.0.1:0", "--admin-addr=127.0.0.1:0"],
+        &[
+            "serve",
+            "--models",
+            text(dir.path()),
+            "--http-addr=127.0.0.1:0",
+            "--grpc-addr=127.0.0.1:0",
+            "--admin-addr=127.0.0.1:0",
+        ],
     ];
     for args in commands {
         let without = |set: &[(&str, &str)]| {

@@ -390,10 +390,16 @@ fn a_directory_for_profiles_that_cannot_be_written_to_is_said_at_the_start() {
     let file = place.path().join("file");
     fs::write(&file, "no directory").unwrap();
     for dir in [file.clone(), file.join("below"), "/proc/self".into()] {
-        let ended =
-            run(["serve", "--models", text(models.path()), "--http-addr=127.0.0.1:0", "--admin-addr=127.0.0.1:0"]
-                .into_iter()
-                .chain(["--profile-dir", text(&dir)]));
+        let ended = run([
+            "serve",
+            "--models",
+            text(models.path()),
+            "--http-addr=127.0.0.1:0",
+            "--grpc-addr=127.0.0.1:0",
+            "--admin-addr=127.0.0.1:0",
+        ]
+        .into_iter()
+        .chain(["--profile-dir", text(&dir)]));
         ended.failed(1, &["--profile-dir: ", text(&dir), "cannot be written to"]);
     }
     assert_eq!(fs::read_to_string(&file).unwrap(), "no directory");
@@ -470,7 +476,8 @@ fn a_bundle_with_wrong_frequent_paths_is_refused() {
         ),
         (entry(r#"{"mask": 100111, "share": 0.1}"#), &["invalid type: integer `100111`, expected a string"]),
     ];
-    let addresses = ["--http-addr=127.0.0.1:0", "--admin-addr=127.0.0.1:0", "--log-format=json"];
+    let addresses =
+        ["--http-addr=127.0.0.1:0", "--grpc-addr=127.0.0.1:0", "--admin-addr=127.0.0.1:0", "--log-format=json"];
     for (content, parts) in cases {
         fs::write(&file, &content).unwrap();
         let parts = [&[text(&file)], parts].concat();

@@ -16,9 +16,13 @@ use super::{Failure, Usage};
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Address of the public listener.
+    /// Address of the HTTP listener.
     #[arg(long, env = "BLOCKDROP_HTTP_ADDR", default_value = "0.0.0.0:8080")]
     http_addr: Checked<SocketAddr>,
+
+    /// Address of the gRPC listener.
+    #[arg(long, env = "BLOCKDROP_GRPC_ADDR", default_value = "0.0.0.0:9000")]
+    grpc_addr: Checked<SocketAddr>,
 
     /// Address of the admin listener: /metrics, /livez, /readyz. Keep it from applications.
     #[arg(long, env = "BLOCKDROP_ADMIN_ADDR", default_value = "127.0.0.1:8081")]
@@ -123,9 +127,16 @@ impl Options {
         const ADDRESS: &str = "an IP address and a port such as 0.0.0.0:8080";
         let some = |value: &usize| *value > 0;
         let http_addr = problems.take("--http-addr", ADDRESS, self.http_addr, |_| true);
+        let grpc_addr = problems.take("--grpc-addr", ADDRESS, self.grpc_addr, |_| true);
         let admin_addr = problems.take("--admin-addr", ADDRESS, self.admin_addr, |_| true);
-        if http_addr.is_some_and(|address| address.port() != 0 && Some(address) == admin_addr) {
-            problems.note("--admin-addr: found the address of --http-addr, expected one of its own");
+        let listeners = [("--http-addr", http_addr), ("--grpc-addr", grpc_addr), ("--admin-addr", admin_addr)];
+        for (at, (flag, address)) in listeners.iter().enumerate() {
+            let taken = listeners[..at].iter().find(|(_, other)| other == address);
+            if let (Some(address), Some((other, _))) = (address, taken)
+                && address.port() != 0
+            {
+                problems.note(&format!("{flag}: found the address of {other}, expected one of its own"));
+            }
         }
         let running = self.run_on.check(&mut problems);
         let max_batch =
@@ -158,6 +169,7 @@ impl Options {
             let running = running?;
             Some(Settings {
                 http_addr: http_addr?,
+                grpc_addr: grpc_addr?,
                 admin_addr: admin_addr?,
                 models: self.models,
                 default_model: self.default_model,

@@ -1,10 +1,9 @@
 //! Who may wait: a bounded number of images, refused at once beyond it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use prometheus::IntGauge;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 /// Why an image is not admitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,7 +18,7 @@ pub enum Refused {
 pub struct Admission {
     room: Arc<Semaphore>,
     capacity: usize,
-    stopping: AtomicBool,
+    stopping: watch::Sender<bool>,
     depth: IntGauge,
 }
 
@@ -39,7 +38,7 @@ impl Drop for Slot {
 impl Admission {
     /// Room for `capacity` images; `depth` shows how many wait.
     pub fn new(capacity: usize, depth: IntGauge) -> Self {
-        Self { room: Arc::new(Semaphore::new(capacity)), capacity, stopping: AtomicBool::new(false), depth }
+        Self { room: Arc::new(Semaphore::new(capacity)), capacity, stopping: watch::Sender::new(false), depth }
     }
 
     /// How many images may wait.
@@ -77,12 +76,17 @@ impl Admission {
 
     /// Whether new requests are refused because the server is stopping.
     pub fn is_stopping(&self) -> bool {
-        self.stopping.load(Ordering::Acquire)
+        *self.stopping.borrow()
     }
 
     /// Refuses new requests from now on.
     pub fn stop(&self) {
-        self.stopping.store(true, Ordering::Release);
+        self.stopping.send_replace(true);
+    }
+
+    /// Waits until new requests are refused.
+    pub async fn stopped(&self) {
+        drop(self.stopping.subscribe().wait_for(|stopping| *stopping).await); // the sender is here
     }
 }
 

@@ -5,6 +5,7 @@
 mod admin;
 mod classify;
 mod error;
+mod grpc;
 pub mod http;
 mod oip;
 mod parameters;

@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 
 use super::classify::{Limits, Service};
 use super::readiness::Readiness;
-use super::{admin, http};
+use super::{admin, grpc, http};
 use crate::engine::{Paths, Provider, Runtime, RuntimeError};
 use crate::registry::{LoadOptions, Registry, RegistryError};
 use crate::scheduler::{Admission, Scheduler};
@@ -26,6 +26,7 @@ use crate::telemetry::Metrics;
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub http_addr: SocketAddr,
+    pub grpc_addr: SocketAddr,
     pub admin_addr: SocketAddr,
     pub models: PathBuf,
     pub default_model: Option<String>,
@@ -79,6 +80,7 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     // Both ports are taken before anything slow, so that a taken one is said at once. The public one accepts no
     // connection until there is a model to serve.
     let public = Port::take("--http-addr", settings.http_addr)?;
+    let services = Port::take("--grpc-addr", settings.grpc_addr)?;
     let operators = Port::take("--admin-addr", settings.admin_addr)?.listen()?;
     if let Some(dir) = &settings.profiles {
         let writable = std::fs::create_dir_all(dir).and_then(|()| tempfile::tempfile_in(dir));
@@ -132,9 +134,12 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
         std::thread::available_parallelism().map_or(1, NonZero::get),
     ));
     let http = Listener::start(public.listen()?, http::router(Arc::clone(&service)))?;
+    let (calls, health) = grpc::router(Arc::clone(&service)).await;
+    let grpc = Listener::start(services.listen()?, calls)?;
     readiness.ready();
     tracing::info!(
         address = %http.address,
+        grpc = %grpc.address,
         provider = %settings.provider,
         onnxruntime = runtime.version(),
         workers = settings.workers,
@@ -145,6 +150,7 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     stop.await;
     readiness.stopping();
     service.admission.stop();
+    grpc::stopping(&health).await;
     let started = Instant::now();
     tracing::info!(requests = metrics.inflight.get(), "stopping: accepted requests are answered, new ones refused");
     while metrics.inflight.get() > 0 && started.elapsed() < settings.drain {
@@ -152,7 +158,7 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     }
     // Counted before the connections are closed: that drops what is still being answered on them.
     let unanswered = metrics.inflight.get();
-    http.stop(LAST_BYTES).await;
+    tokio::join!(http.stop(LAST_BYTES), grpc.stop(LAST_BYTES));
     let ended = service.scheduler.finish(LAST_BYTES);
     paths.stop();
     if let Some(dir) = &settings.profiles {

@@ -21,6 +21,19 @@ const BATCHES: [f64; 10] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 
 /// Every status that the HTTP side answers with.
 const HTTP_CODES: [&str; 11] = ["200", "400", "404", "405", "408", "413", "415", "499", "500", "503", "504"];
 
+/// Every status that the gRPC side answers with.
+const GRPC_CODES: [&str; 9] = [
+    "OK",
+    "CANCELLED",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "RESOURCE_EXHAUSTED",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+];
+
 /// The stages of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
@@ -143,13 +156,14 @@ impl Metrics {
 
         let requests = counters("blockdrop_requests_total", "Requests answered.", &["protocol", "code"]);
         HTTP_CODES.iter().for_each(|code| drop(requests.with_label_values(&["http", code])));
+        GRPC_CODES.iter().for_each(|code| drop(requests.with_label_values(&["grpc", code])));
         let request_duration = histograms(
             "blockdrop_request_duration_seconds",
             "Time from a request's head to its answer.",
             "protocol",
             &SECONDS,
         );
-        drop(request_duration.with_label_values(&["http"]));
+        ["http", "grpc"].iter().for_each(|protocol| drop(request_duration.with_label_values(&[protocol])));
         let stages =
             histograms("blockdrop_stage_duration_seconds", "Time that an image spent in a stage.", "stage", &SECONDS);
         let rejected = counters(
@@ -243,11 +257,12 @@ impl Metrics {
         model
     }
 
-    /// Counts an answered request. A code that no route answers with is counted as 400, so that
-    /// labels stay bounded.
-    pub fn request(&self, protocol: &str, code: u16, took: Duration) {
-        let code = code.to_string();
-        let code = HTTP_CODES.iter().find(|known| **known == code).unwrap_or(&"400");
+    /// Counts an answered request, over gRPC an answered message. A code that no route answers with is counted as 400,
+    /// so that labels stay bounded; over gRPC as `INVALID_ARGUMENT`.
+    pub fn request(&self, protocol: &str, code: &str, took: Duration) {
+        let (codes, other): (&[&str], _) =
+            if protocol == "grpc" { (&GRPC_CODES, "INVALID_ARGUMENT") } else { (&HTTP_CODES, "400") };
+        let code = codes.iter().find(|known| **known == code).unwrap_or(&other);
         self.requests.with_label_values(&[protocol, code]).inc();
         self.request_duration.with_label_values(&[protocol]).observe(took.as_secs_f64());
     }

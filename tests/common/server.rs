@@ -39,7 +39,17 @@ impl Server {
     /// The command that [`Server::start`] starts.
     pub(crate) fn command(models: &Path, flags: &[&str]) -> std::process::Command {
         let mut command = blockdrop();
-        command.args(["serve", "--http-addr", "127.0.0.1:0", "--admin-addr", "127.0.0.1:0", "--log-format", "json"]);
+        command.args([
+            "serve",
+            "--http-addr",
+            "127.0.0.1:0",
+            "--grpc-addr",
+            "127.0.0.1:0",
+            "--admin-addr",
+            "127.0.0.1:0",
+            "--log-format",
+            "json",
+        ]);
         command.args(["--models", text(models)]).args(flags);
         if !flags.contains(&"--workers") {
             command.args(["--workers", "2"]);

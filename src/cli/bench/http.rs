@@ -95,7 +95,17 @@ struct Started {
 
 fn start(models: &Path, running: &Running) -> anyhow::Result<Started> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.args(["serve", "--http-addr", "127.0.0.1:0", "--admin-addr", "127.0.0.1:0", "--log-format", "json"]);
+    command.args([
+        "serve",
+        "--http-addr",
+        "127.0.0.1:0",
+        "--grpc-addr",
+        "127.0.0.1:0",
+        "--admin-addr",
+        "127.0.0.1:0",
+        "--log-format",
+        "json",
+    ]);
     command.args(["--provider", &running.provider.to_string(), "--workers", &running.workers.to_string()]);
     command.args(["--warm-up", "60s"]).arg("--models").arg(models);
     if let Some(library) = &running.onnxruntime {

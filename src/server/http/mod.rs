@@ -45,7 +45,7 @@ pub(super) fn identified(routes: Router) -> Router {
     Router::new().fallback_service(routes).layer(from_fn(linger::linger)).layer(from_fn(identify))
 }
 
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The id of a request: the client's own, or one made up.
 #[derive(Debug, Clone)]
@@ -53,7 +53,7 @@ pub(super) struct RequestId(String);
 
 impl RequestId {
     /// A client's id is taken if it has 1 to 128 visible ASCII characters: it goes into logs and headers as it is.
-    fn of(request: &Request) -> Self {
+    pub(super) fn of(request: &Request) -> Self {
         let given = request.headers().get(REQUEST_ID).and_then(|value| value.to_str().ok());
         let usable = |id: &&str| (1..=128).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic());
         Self(given.filter(usable).map_or_else(|| uuid::Uuid::new_v4().to_string(), str::to_owned))
@@ -143,7 +143,7 @@ impl Drop for Observed {
         /// nginx's code for a client that closed the connection before its answer.
         const CLIENT_CLOSED: u16 = 499;
         self.service.metrics.inflight.dec();
-        self.service.metrics.request("http", self.code.unwrap_or(CLIENT_CLOSED), self.started.elapsed());
+        self.service.metrics.request("http", &self.code.unwrap_or(CLIENT_CLOSED).to_string(), self.started.elapsed());
     }
 }
 

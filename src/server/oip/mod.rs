@@ -10,5 +10,8 @@ mod output;
 
 pub(super) use infer::{Infer, Inferred, Value};
 pub(super) use input::{Contents, INPUT, images};
-pub(super) use metadata::{IndexEntry, ModelConfig, ModelMetadata, ModelStatistics, ServerMetadata, index, statistics};
+pub(super) use metadata::{
+    Duration as StatisticDuration, IndexEntry, ModelConfig, ModelMetadata, ModelStatistics, ServerMetadata,
+    TensorMetadata, index, statistics,
+};
 pub(super) use output::{Data, Tensor, Wanted};

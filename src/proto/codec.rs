@@ -1,0 +1,157 @@
+//! The codec of the inference protocol: messages that would take far more memory decoded than encoded are refused.
+
+use std::marker::PhantomData;
+
+use bytes::Buf;
+use prost::Message;
+use tonic::Status;
+use tonic::codec::{Codec, DecodeBuf, Decoder};
+use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
+
+/// Lists, names, maps and elements of BYTES in a message, at most. One takes two bytes encoded and up to some hundred
+/// decoded; a request that is any use has fewer.
+const MOST_PARTS: usize = 16_384;
+
+/// Protobuf with at most 16,384 parts a message.
+pub struct Bounded<T, U>(PhantomData<(T, U)>);
+
+impl<T, U> Default for Bounded<T, U> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<T, U> Codec for Bounded<T, U>
+where
+    T: Message + Send + 'static,
+    U: Message + Default + Send + 'static,
+{
+    type Encode = T;
+    type Decode = U;
+    type Encoder = ProstEncoder<T>;
+    type Decoder = BoundedDecoder<U>;
+
+    fn encoder(&mut self) -> ProstEncoder<T> {
+        ProstCodec::<T, U>::default().encoder()
+    }
+
+    fn decoder(&mut self) -> BoundedDecoder<U> {
+        BoundedDecoder(ProstCodec::<T, U>::default().decoder())
+    }
+}
+
+/// The decoder of [`Bounded`].
+pub struct BoundedDecoder<U>(ProstDecoder<U>);
+
+impl<U: Message + Default> Decoder for BoundedDecoder<U> {
+    type Item = U;
+    type Error = Status;
+
+    fn decode(&mut self, message: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
+        // A message is in one piece; one that is none is the decoder's to refuse.
+        let mut parts = 0;
+        if count(message.chunk(), REQUEST, &mut parts).is_some() && parts > MOST_PARTS {
+            return Err(Status::invalid_argument(format!(
+                "the message has more than {MOST_PARTS} parts (inputs, outputs, parameters, elements), expected fewer"
+            )));
+        }
+        self.0.decode(message).map_err(|status| Status::invalid_argument(format!("the message: {}", status.message())))
+    }
+}
+
+/// Fields of a message that are messages with lists of their own.
+struct Lists(&'static [(u64, Lists)]);
+
+/// `ModelInferRequest`: inputs with their contents, outputs. Requests with other fields 5 and 6 there are none.
+const REQUEST: &Lists = &Lists(&[(5, Lists(&[(5, Lists(&[]))])), (6, Lists(&[]))]);
+
+/// Adds to `parts` the length-delimited fields of a message and of those in it, until there are too many. `None` where
+/// it is no message.
+fn count(mut message: &[u8], of: &Lists, parts: &mut usize) -> Option<()> {
+    while message.has_remaining() && *parts <= MOST_PARTS {
+        let tag = varint(&mut message)?;
+        match tag & 7 {
+            0 => drop(varint(&mut message)?),
+            1 => message = message.get(8..)?,
+            2 => {
+                let length = usize::try_from(varint(&mut message)?).ok()?;
+                let (part, rest) = (message.get(..length)?, message.get(length..)?);
+                *parts += 1;
+                if let Some((_, nested)) = of.0.iter().find(|(field, _)| *field == tag >> 3) {
+                    count(part, nested, parts)?;
+                }
+                message = rest;
+            }
+            5 => message = message.get(4..)?,
+            _ => return None,
+        }
+    }
+    Some(())
+}
+
+fn varint(bytes: &mut &[u8]) -> Option<u64> {
+    let mut value = 0u64;
+    for shift in (0..64).step_by(7) {
+        let (first, rest) = bytes.split_first()?;
+        *bytes = rest;
+        value |= u64::from(first & 0x7f) << shift;
+        if first & 0x80 == 0 {
+            return Some(value);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::inference::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
+    use crate::proto::inference::{InferTensorContents, ModelInferRequest};
+
+    fn parts(request: &ModelInferRequest) -> usize {
+        let mut parts = 0;
+        count(&request.encode_to_vec(), REQUEST, &mut parts).expect("a message");
+        parts
+    }
+
+    #[test]
+    fn parts_are_counted_at_every_level_and_no_deeper() {
+        let looks_like_parts = bytes::Bytes::from_static(&[0x2a, 0, 0x2a, 0, 0x32, 0]);
+        let contents = InferTensorContents {
+            bytes_contents: vec![looks_like_parts.clone(); 3],
+            fp32_contents: vec![0.5; 100],
+            ..Default::default()
+        };
+        let input = InferInputTensor { shape: vec![1, 2, 3], contents: Some(contents), ..Default::default() };
+        let request = ModelInferRequest {
+            model_name: "m".to_owned(),
+            inputs: vec![input; 2],
+            outputs: vec![InferRequestedOutputTensor::default(); 4],
+            raw_input_contents: vec![looks_like_parts; 5],
+            ..Default::default()
+        };
+        // Of an input: itself, its shape, its contents, their floats, three elements.
+        assert_eq!(parts(&request), 1 + 2 * 7 + 4 + 5);
+    }
+
+    #[test]
+    fn many_empty_parts_are_seen_wherever_they_are() {
+        let many = || vec![bytes::Bytes::new(); MOST_PARTS + 1];
+        let contents = InferTensorContents { bytes_contents: many(), ..Default::default() };
+        let nested = InferInputTensor { contents: Some(contents), ..Default::default() };
+        for request in [
+            ModelInferRequest { inputs: vec![InferInputTensor::default(); MOST_PARTS + 1], ..Default::default() },
+            ModelInferRequest { raw_input_contents: many(), ..Default::default() },
+            ModelInferRequest { inputs: vec![nested], ..Default::default() },
+        ] {
+            assert!(parts(&request) > MOST_PARTS);
+        }
+    }
+
+    #[test]
+    fn what_is_no_message_is_left_to_the_decoder() {
+        for bytes in [&[0x2a, 5, 1][..], &[0xff; 12], &[0x2b], &[0x2d, 1]] {
+            assert_eq!(count(bytes, REQUEST, &mut 0), None, "{bytes:?}");
+        }
+    }
+}

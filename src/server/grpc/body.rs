@@ -1,0 +1,148 @@
+//! A request's body as it arrives: each message within the limits of size, memory and time.
+//!
+//! A gRPC body is a row of messages, each with a byte that says whether it is compressed and four with its length in
+//! front. Memory for a message is asked for as it arrives, and held until it is answered.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use axum::body::{Body, BodyDataStream};
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
+use tokio::sync::OwnedSemaphorePermit;
+use tonic::Status;
+
+use crate::server::classify::{BODY_UNIT, Service};
+use crate::server::error::{Error, Kind};
+
+/// A message's share of the memory for bodies.
+pub(super) type Memory = Vec<OwnedSemaphorePermit>;
+
+/// The memory of messages that have arrived whole and were not taken up yet, in their order.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Arrived(Arc<Mutex<VecDeque<Memory>>>);
+
+impl Arrived {
+    /// The memory of the next message.
+    pub(super) fn next(&self) -> Memory {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop_front().unwrap_or_default()
+    }
+
+    fn push(&self, memory: Memory) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push_back(memory);
+    }
+}
+
+/// `body` within the limits of `service`; the memory of its messages is in [`Arrived`].
+pub(super) fn limited(service: Arc<Service>, body: Body) -> (Body, Arrived) {
+    let arrived = Arrived::default();
+    let messages = Messages {
+        body: body.into_data_stream(),
+        service,
+        arrived: arrived.clone(),
+        head: Vec::with_capacity(HEAD),
+        left: 0,
+        memory: Memory::new(),
+        held: 0,
+        length: 0,
+        late: None,
+    };
+    (Body::from_stream(messages), arrived)
+}
+
+/// Bytes before a message.
+const HEAD: usize = 5;
+
+struct Messages {
+    body: BodyDataStream,
+    service: Arc<Service>,
+    arrived: Arrived,
+    /// What has come of a message's head.
+    head: Vec<u8>,
+    /// What is to come of the message itself.
+    left: usize,
+    length: usize,
+    memory: Memory,
+    /// Bytes that `memory` is for.
+    held: usize,
+    /// When a message that has begun has to be there.
+    late: Option<Pin<Box<tokio::time::Sleep>>>,
+}
+
+impl Messages {
+    /// Follows `chunk` from message to message.
+    fn follow(&mut self, mut chunk: &[u8]) -> Result<(), Error> {
+        let most = self.service.limits.body;
+        while !chunk.is_empty() {
+            if self.late.is_none() {
+                let until = Instant::now() + self.service.limits.time;
+                self.late = Some(Box::pin(tokio::time::sleep_until(until.into())));
+            }
+            if self.head.len() < HEAD {
+                let (head, rest) = chunk.split_at(chunk.len().min(HEAD - self.head.len()));
+                self.head.extend_from_slice(head);
+                chunk = rest;
+                if let [_, length @ ..] = self.head.as_slice()
+                    && let Ok(length) = <[u8; 4]>::try_from(length)
+                {
+                    self.length = u32::from_be_bytes(length) as usize;
+                    self.left = self.length;
+                }
+                if self.head.len() < HEAD {
+                    return Ok(());
+                }
+                if self.length > most {
+                    let found = self.length;
+                    return Err(Error::new(
+                        Kind::BodyTooLarge,
+                        format!("the message has {found} bytes, expected at most {most}"),
+                    ));
+                }
+            }
+            let taken = chunk.len().min(self.left);
+            self.left -= taken;
+            chunk = &chunk[taken..];
+            let there = self.length - self.left;
+            // As for bodies over HTTP: doubling keeps the number of permits small.
+            if there > self.held {
+                let more = (there - self.held).max(self.held).min(self.length - self.held).next_multiple_of(BODY_UNIT);
+                self.memory.push(self.service.hold(more)?);
+                self.held += more;
+            }
+            if self.left == 0 {
+                self.arrived.push(std::mem::take(&mut self.memory));
+                self.head.clear();
+                (self.held, self.length, self.late) = (0, 0, None);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Stream for Messages {
+    type Item = Result<Bytes, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let Poll::Ready(chunk) = self.body.poll_next_unpin(context) else {
+            let late = self.late.as_mut().is_some_and(|late| late.as_mut().poll(context).is_ready());
+            if !late {
+                return Poll::Pending;
+            }
+            self.late = None;
+            let found = self.length - self.left;
+            let error = Error::new(
+                Kind::BodyTimeout,
+                format!("the message did not arrive in time: found {found} of its {} bytes", self.length),
+            );
+            return Poll::Ready(Some(Err(error.into())));
+        };
+        Poll::Ready(chunk.map(|chunk| {
+            let chunk = chunk.map_err(|error| Status::cancelled(format!("the body broke off: {error}")))?;
+            self.follow(&chunk)?;
+            Ok(chunk)
+        }))
+    }
+}

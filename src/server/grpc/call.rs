@@ -1,0 +1,156 @@
+//! What the calls have in common: their id, deadline and memory, and how they are counted.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::http::HeaderMap;
+use futures_util::{FutureExt, Stream, StreamExt, stream};
+use tonic::{Code, Extensions, Status, Streaming};
+use tracing::Instrument;
+
+use super::body::{Arrived, Memory};
+use super::status;
+use crate::scheduler::Refused;
+use crate::server::classify::{Request, Service};
+use crate::server::error::{Error, Kind};
+use crate::server::http::RequestId;
+
+/// A call, as its head has it.
+#[derive(Clone)]
+pub(super) struct Call {
+    pub(super) id: RequestId,
+    /// When its client stops waiting.
+    deadline: Option<Instant>,
+    arrived: Arrived,
+}
+
+impl Call {
+    /// The call with these `headers`, whose messages are [`Arrived`].
+    ///
+    /// # Errors
+    /// Its timeout is none.
+    pub(super) fn new(id: RequestId, headers: &HeaderMap, arrived: Arrived) -> Result<Self, Error> {
+        let timeout = headers.get("grpc-timeout").map(|value| {
+            let text = value.to_str().unwrap_or("");
+            timeout(text).ok_or_else(|| {
+                Error::new(
+                    Kind::InvalidParameter,
+                    format!("grpc-timeout: found '{text}', expected up to 8 digits and one of H M S m u n"),
+                )
+            })
+        });
+        let deadline = timeout.transpose()?.and_then(|timeout| Instant::now().checked_add(timeout));
+        Ok(Self { id, deadline, arrived })
+    }
+
+    /// The call that the layer in front has put there.
+    pub(super) fn of(extensions: &Extensions) -> Result<Self, Status> {
+        extensions.get::<Self>().cloned().ok_or_else(|| Status::internal("the call has no head"))
+    }
+
+    /// Memory of the next message, which takes `size` bytes decoded.
+    ///
+    /// # Errors
+    /// It was compressed, and there is no memory for all of it.
+    pub(super) fn memory(&self, service: &Service, size: usize) -> Result<Memory, Error> {
+        let mut memory = self.arrived.next();
+        let held: usize =
+            memory.iter().map(|part| part.num_permits()).sum::<usize>() * crate::server::classify::BODY_UNIT;
+        if size > held {
+            memory.push(service.hold(size - held)?);
+        }
+        Ok(memory)
+    }
+
+    /// `request` within the time that the client waits.
+    pub(super) fn within(&self, mut request: Request) -> Request {
+        if let Some(deadline) = self.deadline {
+            request.deadline = request.deadline.min(deadline);
+        }
+        request
+    }
+}
+
+/// A `grpc-timeout`: up to 8 digits and a unit.
+fn timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|digit| digit.is_ascii_digit()) {
+        return None;
+    }
+    let number = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(number * 3600),
+        "M" => Duration::from_secs(number * 60),
+        "S" => Duration::from_secs(number),
+        "m" => Duration::from_millis(number),
+        "u" => Duration::from_micros(number),
+        "n" => Duration::from_nanos(number),
+        _ => return None,
+    })
+}
+
+/// Counts a message, and one that its client abandoned too, when it is dropped unanswered.
+struct Observed<'s> {
+    service: &'s Service,
+    started: Instant,
+    code: Code,
+}
+
+impl Drop for Observed<'_> {
+    fn drop(&mut self) {
+        self.service.metrics.inflight.dec();
+        self.service.metrics.request("grpc", status::name(self.code), self.started.elapsed());
+    }
+}
+
+/// Answers a message of the call: with metrics and a span around it, and a panic as an error.
+pub(super) async fn answered<T>(
+    service: &Service,
+    method: &'static str,
+    call: &Call,
+    answer: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    service.metrics.inflight.inc();
+    let mut observed = Observed { service, started: Instant::now(), code: Code::Cancelled };
+    let span = tracing::debug_span!("request", request_id = call.id.as_str(), method, status = tracing::field::Empty,);
+    let caught = std::panic::AssertUnwindSafe(answer.instrument(span.clone())).catch_unwind();
+    let result = caught.await.unwrap_or_else(|_| Err(Error::new(Kind::Internal, "the request could not be answered")));
+    observed.code = result.as_ref().map_or_else(|error| error.kind.grpc(), |_| Code::Ok);
+    span.record("status", status::name(observed.code));
+    if observed.code == Code::Internal {
+        tracing::error!(request_id = call.id.as_str(), method, "a request failed inside");
+    }
+    result
+}
+
+/// Answers on a stream.
+pub(super) type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// Messages of one stream that are worked on at the same time: they can form batches, and a client that sends faster
+/// than it is answered is slowed down.
+const AT_ONCE: usize = 64;
+
+/// Answers `messages` in their order, until there are no more, one cannot be read, or the server stops.
+pub(super) fn answers<Q, A, F>(
+    service: Arc<Service>,
+    messages: Streaming<Q>,
+    answer: impl Fn(Q) -> F + Send + 'static,
+) -> Answers<A>
+where
+    Q: Send + 'static,
+    A: Send + 'static,
+    F: Future<Output = A> + Send + 'static,
+{
+    let stopped = {
+        let service = Arc::clone(&service);
+        async move { service.admission.stopped().await }
+    };
+    let each = messages.take_until(Box::pin(stopped)).map(move |message| match message {
+        Ok(message) => answer(message).map(Ok).boxed(),
+        Err(status) => std::future::ready(Err(status)).boxed(),
+    });
+    let end = async move { service.admission.is_stopping().then(|| Err(Error::from(Refused::Stopping).into())) };
+    let end = stream::once(end).filter_map(std::future::ready);
+    each.buffered(AT_ONCE).chain(end).boxed()
+}

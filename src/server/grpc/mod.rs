@@ -1,0 +1,111 @@
+//! The public gRPC interface: the Open Inference Protocol, our own typed service, health and reflection.
+
+mod body;
+mod call;
+mod classifier;
+mod oip;
+mod status;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::HeaderValue;
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use tonic::Status;
+use tonic::codec::CompressionEncoding::{Deflate, Gzip};
+use tonic::service::Routes;
+use tonic_health::server::HealthReporter;
+
+use super::classify::Service;
+use super::error::Error;
+use super::http::{REQUEST_ID, RequestId};
+use crate::proto::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
+use crate::proto::v1::classifier_server::ClassifierServer;
+use call::Call;
+use classifier::Typed;
+use oip::Oip;
+
+/// The names that `grpc.health.v1` knows: the server as a whole, and its services.
+const SERVICES: [&str; 3] = ["", "inference.GRPCInferenceService", "blockdrop.v1.Classifier"];
+
+/// The calls that run images: a server that is full says so before it reads their messages.
+const CLASSIFYING: [&str; 2] = ["/inference.GRPCInferenceService/ModelInfer", "/blockdrop.v1.Classifier/Classify"];
+
+/// The public services, and who reports their health.
+///
+/// # Panics
+/// The descriptors in this binary are broken.
+pub(super) async fn router(service: Arc<Service>) -> (Router, HealthReporter) {
+    let most = service.limits.body;
+    let (reporter, health) = tonic_health::server::health_reporter();
+    for name in SERVICES {
+        reporter.set_service_status(name, tonic_health::ServingStatus::Serving).await;
+    }
+    let inference = GrpcInferenceServiceServer::new(Oip { service: Arc::clone(&service) });
+    let classifier = ClassifierServer::new(Typed { service: Arc::clone(&service) });
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(crate::proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    /// Of messages that have no images.
+    const SMALL: usize = 64 * 1024;
+    let v1 = reflection().build_v1().expect("the descriptors are whole").max_decoding_message_size(SMALL);
+    let v1alpha = reflection().build_v1alpha().expect("the descriptors are whole").max_decoding_message_size(SMALL);
+    macro_rules! sized {
+        ($services:expr) => {
+            $services
+                .max_decoding_message_size(most)
+                .max_encoding_message_size(usize::MAX)
+                .accept_compressed(Gzip)
+                .accept_compressed(Deflate)
+                .send_compressed(Gzip)
+                .send_compressed(Deflate)
+        };
+    }
+    let routes = Routes::new(sized!(inference))
+        .add_service(sized!(classifier))
+        .add_service(health.max_decoding_message_size(SMALL))
+        .add_service(v1)
+        .add_service(v1alpha);
+    let router = routes.into_axum_router().layer(from_fn_with_state(service, head));
+    (router, reporter)
+}
+
+/// Tells clients that watch that the server stops.
+pub(super) async fn stopping(reporter: &HealthReporter) {
+    for name in SERVICES {
+        reporter.set_service_status(name, tonic_health::ServingStatus::NotServing).await;
+    }
+}
+
+/// Reads a call's head: its id and deadline; and limits its body.
+async fn head(State(service): State<Arc<Service>>, request: Request, next: Next) -> Response {
+    let id = RequestId::of(&request);
+    let mut response = match called(&service, request, &id) {
+        Ok(request) => next.run(request).await,
+        Err(error) => refused(error),
+    };
+    if let Ok(value) = HeaderValue::from_str(id.as_str()) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    response
+}
+
+fn called(service: &Arc<Service>, request: Request, id: &RequestId) -> Result<Request, Error> {
+    if CLASSIFYING.contains(&request.uri().path()) {
+        service.admit()?;
+    }
+    let (mut head, body) = request.into_parts();
+    let (body, arrived) = body::limited(Arc::clone(service), body);
+    let call = Call::new(id.clone(), &head.headers, arrived)?;
+    head.extensions.insert(call);
+    Ok(Request::from_parts(head, body))
+}
+
+fn refused(error: Error) -> Response {
+    let response: axum::http::Response<axum::body::Body> = Status::from(error).into_http();
+    response.into_response()
+}

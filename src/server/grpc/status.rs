@@ -1,0 +1,62 @@
+//! The server's errors as gRPC statuses.
+
+use tonic::metadata::MetadataValue;
+use tonic::{Code, Status};
+
+use crate::server::error::{Error, Kind};
+
+impl Kind {
+    /// The status over gRPC.
+    pub fn grpc(self) -> Code {
+        match self {
+            Self::InvalidParameter
+            | Self::InvalidBody
+            | Self::EmptyBody
+            | Self::InvalidImage
+            | Self::UnsupportedImageType
+            | Self::ImageTooLarge
+            | Self::TooManyImages => Code::InvalidArgument,
+            Self::BodyTooLarge => Code::ResourceExhausted,
+            Self::UnknownModel | Self::NotFound => Code::NotFound,
+            Self::MethodNotAllowed => Code::Unimplemented,
+            Self::Overloaded | Self::ShuttingDown => Code::Unavailable,
+            Self::BodyTimeout | Self::DeadlineExceeded => Code::DeadlineExceeded,
+            Self::Internal => Code::Internal,
+        }
+    }
+}
+
+/// The sentence as message, and the code that HTTP has too as `blockdrop-code`.
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        let mut status = Self::new(error.kind.grpc(), error.message);
+        status.metadata_mut().insert("blockdrop-code", MetadataValue::from_static(error.kind.code()));
+        if matches!(error.kind, Kind::Overloaded | Kind::ShuttingDown) {
+            status.metadata_mut().insert("grpc-retry-pushback-ms", MetadataValue::from_static("1000"));
+        }
+        status
+    }
+}
+
+/// A code's name, as the protocol writes it.
+pub(super) fn name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
