@@ -99,18 +99,12 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
         let options = LoadOptions {
             provider: settings.provider,
             workers: settings.workers,
-            paths: Arc::clone(&paths),
+            paths,
+            warm_up: settings.warm_up,
             profiles: settings.profiles,
             give_up: Arc::clone(&give_up),
         };
-        move || {
-            let loaded =
-                Registry::load(&settings.models, settings.default_model.as_deref(), runtime, &options, &metrics);
-            if loaded.is_ok() {
-                paths.settle(settings.warm_up);
-            }
-            loaded
-        }
+        move || Registry::load(&settings.models, settings.default_model.as_deref(), runtime, &options, &metrics)
     });
     let registry = tokio::select! {
         registry = &mut registry => registry.map_err(std::io::Error::other)?.map_err(ServeError::Models)?,
@@ -123,8 +117,9 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
             return Ok(());
         }
     };
+    let registry = Arc::new(registry);
     let service = Arc::new(Service::new(
-        registry,
+        Arc::clone(&registry),
         Scheduler::start(settings.workers, settings.max_batch)?,
         Admission::new(settings.max_queue, metrics.queue_depth.clone()),
         Arc::clone(&metrics),
@@ -145,6 +140,7 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     stop.await;
     readiness.stopping();
     service.admission.stop();
+    give_up.store(true, Ordering::Relaxed);
     let started = Instant::now();
     tracing::info!(requests = metrics.inflight.get(), "stopping: accepted requests are answered, new ones refused");
     while metrics.inflight.get() > 0 && started.elapsed() < settings.drain {
@@ -155,9 +151,8 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     http.stop(LAST_BYTES).await;
     let ended = service.scheduler.finish(LAST_BYTES);
     paths.stop();
-    if let Some(dir) = &settings.profiles {
-        service.registry.save_profiles(dir);
-    }
+    let ended = registry.close(settings.drain.saturating_sub(started.elapsed()).max(LAST_BYTES)).await && ended;
+    registry.save_profiles();
     admin.stop(LAST_BYTES).await;
     if unanswered > 0 {
         return Err(ServeError::Unanswered(unanswered));
