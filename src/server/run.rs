@@ -4,8 +4,8 @@ use std::net::{SocketAddr, TcpListener};
 use std::num::NonZero;
 use std::path::PathBuf;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -89,8 +89,11 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     let runtime = Runtime::load(settings.onnxruntime.as_deref())?;
     let metrics = Arc::new(Metrics::new(&settings.provider.to_string(), runtime.version()));
     let readiness = Arc::new(Readiness::default());
-    let admin = Listener::start(operators, admin::router(Arc::clone(&metrics), Arc::clone(&readiness)))?;
-    tracing::info!(address = %admin.address, "admin listener: /metrics, /livez, /readyz");
+    // Filled once there are models.
+    let repository = Arc::new(OnceLock::new());
+    let routes = admin::router(Arc::clone(&metrics), Arc::clone(&readiness), Arc::clone(&repository));
+    let admin = Listener::start(operators, routes)?;
+    tracing::info!(address = %admin.address, "admin listener: /metrics, /livez, /readyz, /v2/repository");
 
     let paths = Arc::new(Paths::start(settings.path_cache)?);
     let give_up = Arc::new(AtomicBool::new(false));
@@ -117,7 +120,7 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
             return Ok(());
         }
     };
-    let registry = Arc::new(registry);
+    let registry = Arc::clone(repository.get_or_init(|| Arc::new(registry)));
     let service = Arc::new(Service::new(
         Arc::clone(&registry),
         Scheduler::start(settings.workers, settings.max_batch)?,
