@@ -1,9 +1,19 @@
-//! The models that are loaded: `models/<name>/<version>/`, all checked and warm before the first request.
+//! The models that are loaded: `models/<name>/<version>/`, all checked and warm before a request gets to them.
+//!
+//! A model may be loaded, replaced and unloaded while the server serves. A request goes on with the version that it was
+//! given, whatever becomes of it meanwhile.
+
+mod disk;
+mod live;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::time::{Duration, Instant};
+
+pub use disk::default_bundle;
+pub use live::{Change, ChangeError, Indexed};
 
 use crate::bundle::{Bundle, BundleError, Frequent};
 use crate::engine::{Backend, Engine, EngineError, Paths, Provider, Runtime};
@@ -11,6 +21,7 @@ use crate::policy::Costs;
 use crate::scheduler;
 use crate::telemetry::{Metrics, ModelMetrics, Statistics};
 use crate::text::shortened;
+use live::Retired;
 
 /// A loaded model: one version of one name.
 pub struct Model {
@@ -39,6 +50,9 @@ impl scheduler::Model for Model {
     }
 }
 
+/// The versions of a model, oldest first. There is at least one.
+pub type Versions = BTreeMap<u64, Arc<Model>>;
+
 /// Why a repository of models cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
@@ -46,6 +60,8 @@ pub enum RegistryError {
     Read { dir: PathBuf, reason: std::io::Error },
     #[error("{}: no model found, expected <name>/<version>/bundle.json with a number as version", .0.display())]
     Empty(PathBuf),
+    #[error("{}: no version found, expected <version>/bundle.json with a number as version", .0.display())]
+    NoVersion(PathBuf),
     #[error("default model '{name}' not found, expected one of: {known}")]
     Default { name: String, known: String },
     #[error(transparent)]
@@ -75,6 +91,8 @@ pub struct LoadOptions {
     pub workers: usize,
     /// Where the compiled paths of all models live.
     pub paths: Arc<Paths>,
+    /// Time for frequent paths to be compiled before requests get to a model.
+    pub warm_up: Duration,
     /// Directory of the masks seen in earlier runs, `<name>/<version>.json`.
     pub profiles: Option<PathBuf>,
     /// Set to give up: looked at before each model is made.
@@ -83,8 +101,15 @@ pub struct LoadOptions {
 
 /// All loaded models by name and version.
 pub struct Registry {
-    models: BTreeMap<String, BTreeMap<u64, Arc<Model>>>,
+    dir: PathBuf,
     default: Option<String>,
+    loader: Loader,
+    models: RwLock<BTreeMap<String, Arc<Versions>>>,
+    /// Why what is in the directory is not loaded, by name.
+    reasons: Mutex<BTreeMap<String, String>>,
+    /// Held while models change.
+    changing: Arc<tokio::sync::Mutex<()>>,
+    retired: Retired,
 }
 
 impl Registry {
@@ -99,14 +124,13 @@ impl Registry {
         default: Option<&str>,
         runtime: &'static Runtime,
         options: &LoadOptions,
-        metrics: &Metrics,
+        metrics: &Arc<Metrics>,
     ) -> Result<Self, Vec<RegistryError>> {
-        let found = scan(dir).map_err(|error| vec![error])?;
         let mut errors = Vec::new();
-        let mut bundles: BTreeMap<String, BTreeMap<u64, Arc<Bundle>>> = BTreeMap::new();
-        for (name, version, path) in found {
+        let mut bundles: BTreeMap<String, BTreeMap<u64, Bundle>> = BTreeMap::new();
+        for (name, version, path) in disk::scan(dir).map_err(|error| vec![error])? {
             match Bundle::load(&path) {
-                Ok(bundle) => drop(bundles.entry(name).or_default().insert(version, Arc::new(bundle))),
+                Ok(bundle) => drop(bundles.entry(name).or_default().insert(version, bundle)),
                 Err(error) => errors.push(error.into()),
             }
         }
@@ -124,162 +148,192 @@ impl Registry {
             return Err(errors);
         }
 
-        let mut models: BTreeMap<String, BTreeMap<u64, Arc<Model>>> = BTreeMap::new();
-        for (name, versions) in bundles {
-            let blocks = versions.values().map(|bundle| bundle.blocks.len()).max().unwrap_or(0);
-            let metrics = metrics.model(&name, blocks);
-            for (version, bundle) in versions {
-                let started = std::time::Instant::now();
-                if options.give_up.load(Ordering::Relaxed) {
-                    return Err(vec![RegistryError::GivenUp]);
-                }
-                let dir = bundle.dir.clone();
-                let (paths, counts) = (Arc::clone(&options.paths), metrics.paths.clone());
-                let engine = match Engine::new(bundle, runtime, options.provider, options.workers, paths, counts) {
-                    Ok(engine) => engine,
-                    Err(reason) => {
-                        errors.push(RegistryError::Engine { dir, reason });
-                        continue;
-                    }
-                };
-                let profile = options.profiles.as_deref().and_then(|dir| read_profile(dir, &name, version, &engine));
-                engine.warm(&profile.unwrap_or_default());
-                tracing::info!(
-                    model = name,
-                    version,
-                    blocks = engine.costs().blocks.len(),
-                    provider = %engine.provider(),
-                    seconds = started.elapsed().as_secs_f64(),
-                    "model loaded"
-                );
-                let metrics = Arc::clone(&metrics);
-                let model = Model { name: name.clone(), version, engine, metrics, statistics: Statistics::default() };
-                models.entry(name.clone()).or_default().insert(version, Arc::new(model));
+        let loader = Loader { runtime, options: options.clone(), metrics: Arc::clone(metrics) };
+        let mut models = BTreeMap::new();
+        for (name, bundles) in bundles {
+            match loader.make(&name, bundles, &Versions::new()) {
+                Ok(made) => drop(models.insert(name, Arc::new(made))),
+                Err(refused) if matches!(refused.as_slice(), [RegistryError::GivenUp]) => return Err(refused),
+                Err(refused) => errors.extend(refused),
             }
-            metrics.set_ready(true);
         }
-        if errors.is_empty() { Ok(Self { models, default }) } else { Err(errors) }
+        if !errors.is_empty() {
+            return Err(errors);
+        }
+        loader.settle();
+        for versions in models.values() {
+            newest(versions).metrics.set_ready(true);
+        }
+        Ok(Self {
+            dir: dir.to_path_buf(),
+            default,
+            loader,
+            models: RwLock::new(models),
+            reasons: Mutex::default(),
+            changing: Arc::default(),
+            retired: Retired::default(),
+        })
+    }
+
+    fn models(&self) -> RwLockReadGuard<'_, BTreeMap<String, Arc<Versions>>> {
+        self.models.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The model of a request: the default where it names none, the newest version where it names none.
     ///
     /// # Errors
     /// There is no such model or version.
-    pub fn get(&self, name: Option<&str>, version: Option<&str>) -> Result<&Arc<Model>, Unknown> {
-        let known = || self.models.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-        let name = name.or(self.default.as_deref()).ok_or_else(|| Unknown::Unnamed { known: known() })?;
-        let versions = self.versions(name).ok_or_else(|| Unknown::Name { name: shortened(name), known: known() })?;
-        match version {
-            None => Ok(versions.last_key_value().expect("a model has at least one version").1),
-            Some(version) => number(version).and_then(|number| versions.get(&number)).ok_or_else(|| Unknown::Version {
-                name: name.to_owned(),
-                version: shortened(version),
-                known: versions.keys().map(u64::to_string).collect::<Vec<_>>().join(", "),
-            }),
-        }
-    }
-
-    /// The versions of the model called `name`, oldest first.
-    pub fn versions(&self, name: &str) -> Option<&BTreeMap<u64, Arc<Model>>> {
-        self.models.get(name)
-    }
-
-    /// Writes the masks that each model's images had to `<dir>/<name>/<version>.json`. A model that saw none keeps the
-    /// file that it has.
-    pub fn save_profiles(&self, dir: &Path) {
-        for model in self.all() {
-            let (frequent, file) = (model.engine.frequent(), profile_file(dir, &model.name, model.version));
-            if !frequent.0.is_empty()
-                && let Err(error) = frequent.write(&file)
-            {
-                tracing::warn!(%error, "the masks seen cannot be saved");
+    pub fn get(&self, name: Option<&str>, version: Option<&str>) -> Result<Arc<Model>, Unknown> {
+        let models = self.models();
+        let default = || self.default.as_deref().filter(|name| models.contains_key(*name));
+        let name = name.or_else(default).ok_or_else(|| Unknown::Unnamed { known: names(models.keys()) })?;
+        let versions =
+            models.get(name).ok_or_else(|| Unknown::Name { name: shortened(name), known: names(models.keys()) })?;
+        let model = match version {
+            None => newest(versions),
+            Some(version) => {
+                disk::number(version).and_then(|number| versions.get(&number)).ok_or_else(|| Unknown::Version {
+                    name: name.to_owned(),
+                    version: shortened(version),
+                    known: versions.keys().map(u64::to_string).collect::<Vec<_>>().join(", "),
+                })?
             }
-        }
+        };
+        Ok(Arc::clone(model))
     }
 
-    /// The newest version of each model, by name.
-    pub fn newest(&self) -> impl Iterator<Item = &Arc<Model>> {
-        self.models.values().filter_map(|versions| versions.last_key_value()).map(|(_, model)| model)
+    /// The versions of the model called `name`, as they are now.
+    pub fn versions(&self, name: &str) -> Option<Arc<Versions>> {
+        self.models().get(name).cloned()
     }
 
-    /// Every version of every model, by name and version.
-    pub fn all(&self) -> impl Iterator<Item = &Arc<Model>> {
-        self.models.values().flat_map(BTreeMap::values)
+    /// The newest version of each model, by name, as they are now.
+    pub fn newest(&self) -> Vec<Arc<Model>> {
+        self.models().values().map(|versions| Arc::clone(newest(versions))).collect()
     }
 
-    /// Whether requests that name no model go to the one called `name`.
+    /// Every version of every model, by name and version, as they are now.
+    pub fn all(&self) -> Vec<Arc<Model>> {
+        self.models().values().flat_map(|versions| versions.values()).cloned().collect()
+    }
+
+    /// Whether requests that name no model go to the one called `name`, while it is loaded.
     pub fn is_default(&self, name: &str) -> bool {
         self.default.as_deref() == Some(name)
+    }
+
+    /// Writes the masks that each model's images had to `<name>/<version>.json` in the directory of profiles, where there
+    /// is one. A model that saw none keeps the file that it has.
+    pub fn save_profiles(&self) {
+        self.all().iter().for_each(|model| self.loader.save_profile(model));
+    }
+}
+
+fn newest(versions: &Versions) -> &Arc<Model> {
+    versions.last_key_value().expect("a model has at least one version").1
+}
+
+/// Names of models, for a message.
+fn names<'n>(names: impl Iterator<Item = &'n String>) -> String {
+    let names = names.map(String::as_str).collect::<Vec<_>>().join(", ");
+    if names.is_empty() { "(none is there)".to_owned() } else { names }
+}
+
+/// Makes models of bundles.
+struct Loader {
+    runtime: &'static Runtime,
+    options: LoadOptions,
+    metrics: Arc<Metrics>,
+}
+
+impl Loader {
+    /// The models of `bundles`, all versions of one name, that take the place of those in `before`.
+    ///
+    /// # Errors
+    /// All that is wrong with them; nothing is made then. Or loading was given up.
+    fn make(
+        &self,
+        name: &str,
+        bundles: BTreeMap<u64, Bundle>,
+        before: &Versions,
+    ) -> Result<Versions, Vec<RegistryError>> {
+        let blocks = bundles.values().map(|bundle| bundle.blocks.len()).max().unwrap_or(0);
+        let metrics = self.metrics.model(name, blocks);
+        let (mut made, mut errors) = (Versions::new(), Vec::new());
+        for (version, bundle) in bundles {
+            if self.options.give_up.load(Ordering::Relaxed) {
+                errors = vec![RegistryError::GivenUp];
+                break;
+            }
+            match self.make_one(name, version, bundle, &metrics, before.get(&version)) {
+                Ok(model) => drop(made.insert(version, Arc::new(model))),
+                Err(error) => errors.push(error),
+            }
+        }
+        if errors.is_empty() {
+            return Ok(made);
+        }
+        made.into_values().filter_map(Arc::into_inner).for_each(|model| model.engine.end());
+        Err(errors)
+    }
+
+    fn make_one(
+        &self,
+        name: &str,
+        version: u64,
+        bundle: Bundle,
+        metrics: &Arc<ModelMetrics>,
+        before: Option<&Arc<Model>>,
+    ) -> Result<Model, RegistryError> {
+        let LoadOptions { provider, workers, paths, .. } = &self.options;
+        let (started, dir) = (Instant::now(), bundle.dir.clone());
+        let (paths, counts) = (Arc::clone(paths), metrics.paths.clone());
+        let engine = Engine::new(Arc::new(bundle), self.runtime, *provider, *workers, paths, counts)
+            .map_err(|reason| RegistryError::Engine { dir, reason })?;
+        engine.warm(&self.profile(name, version, &engine, before));
+        tracing::info!(
+            model = name,
+            version,
+            blocks = engine.costs().blocks.len(),
+            provider = %engine.provider(),
+            seconds = started.elapsed().as_secs_f64(),
+            "model loaded"
+        );
+        let (name, metrics) = (name.to_owned(), Arc::clone(metrics));
+        Ok(Model { name, version, engine, metrics, statistics: Statistics::default() })
+    }
+
+    /// Waits for frequent paths.
+    fn settle(&self) {
+        self.options.paths.settle(self.options.warm_up);
+    }
+
+    /// The masks to expect: those that the model in whose place it comes has seen, or those of earlier runs.
+    fn profile(&self, name: &str, version: u64, engine: &Engine, before: Option<&Arc<Model>>) -> Frequent {
+        let blocks = engine.costs().blocks.len();
+        let before = before.filter(|model| model.engine.costs().blocks.len() == blocks);
+        let seen = before.map(|model| model.engine.frequent()).filter(|seen| !seen.0.is_empty());
+        let saved = || {
+            let file = profile_file(self.options.profiles.as_deref()?, name, version);
+            Frequent::read(&file, blocks)
+                .inspect_err(|error| tracing::warn!(%error, "passed over: no file of the masks seen"))
+                .ok()
+                .flatten()
+        };
+        seen.or_else(saved).unwrap_or_default()
+    }
+
+    fn save_profile(&self, model: &Model) {
+        let Some(dir) = self.options.profiles.as_deref() else { return };
+        let frequent = model.engine.frequent();
+        if !frequent.0.is_empty()
+            && let Err(error) = frequent.write(&profile_file(dir, &model.name, model.version))
+        {
+            tracing::warn!(%error, "the masks seen cannot be saved");
+        }
     }
 }
 
 fn profile_file(dir: &Path, name: &str, version: u64) -> PathBuf {
     dir.join(name).join(format!("{version}.json"))
-}
-
-/// The masks that an earlier run saw; a file that does not fit is passed over.
-fn read_profile(dir: &Path, name: &str, version: u64, engine: &Engine) -> Option<Frequent> {
-    Frequent::read(&profile_file(dir, name, version), engine.costs().blocks.len())
-        .inspect_err(|error| tracing::warn!(%error, "passed over: no file of the masks seen"))
-        .ok()
-        .flatten()
-}
-
-/// A version: a number as it prints, so that no two names are the same version.
-fn number(name: &str) -> Option<u64> {
-    name.parse().ok().filter(|number: &u64| number.to_string() == name)
-}
-
-/// Directory of the newest version of the default model of the repository `dir`: the one called `default`, or the only
-/// one.
-///
-/// # Errors
-/// There is none, or there are several and none is named.
-pub fn default_bundle(dir: &Path, default: Option<&str>) -> Result<PathBuf, RegistryError> {
-    let found = scan(dir)?;
-    let mut names: Vec<&str> = found.iter().map(|(name, ..)| name.as_str()).collect();
-    names.dedup();
-    let name = match (default, names.as_slice()) {
-        (Some(name), names) if names.contains(&name) => name,
-        (None, [only]) => only,
-        (name, names) => {
-            let name = name.unwrap_or("(none named)").to_owned();
-            return Err(RegistryError::Default { name, known: names.join(", ") });
-        }
-    };
-    let newest = found.iter().filter(|(model, ..)| model == name).max_by_key(|(_, version, _)| *version);
-    Ok(newest.expect("the name was found with a version").2.clone())
-}
-
-/// Every `<name>/<version>` below `dir`, by name and version. Hidden directories are passed over.
-fn scan(dir: &Path) -> Result<Vec<(String, u64, PathBuf)>, RegistryError> {
-    let mut found = Vec::new();
-    for model in subdirectories(dir)? {
-        let mut versions = 0;
-        for version in subdirectories(&model)? {
-            let name = |path: &Path| path.file_name().and_then(|name| name.to_str()).map(str::to_owned);
-            if let (Some(name), Some(number)) = (name(&model), name(&version).and_then(|name| number(&name))) {
-                found.push((name, number, version));
-                versions += 1;
-            }
-        }
-        if versions == 0 {
-            tracing::warn!(model = %model.display(), "passed over: it has no version, a directory with a number as name");
-        }
-    }
-    if found.is_empty() { Err(RegistryError::Empty(dir.to_path_buf())) } else { Ok(found) }
-}
-
-fn subdirectories(dir: &Path) -> Result<Vec<PathBuf>, RegistryError> {
-    let failed = |reason| RegistryError::Read { dir: dir.to_path_buf(), reason };
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(dir).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
-        let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
-        if path.is_dir() && !hidden {
-            found.push(path);
-        }
-    }
-    found.sort();
-    Ok(found)
 }

@@ -46,6 +46,8 @@ pub struct Bundle {
     pub head: Graph,
     /// The masks that the policy chose most often on the validation images (`paths.json`); none where there is no file.
     pub frequent: Frequent,
+    /// Of `bundle.json`.
+    manifest_sha256: String,
 }
 
 /// A residual block.
@@ -74,8 +76,10 @@ impl Bundle {
     /// a wrong hash, a graph whose names, types or shapes do not follow on each other, a policy whose width is not the
     /// number of blocks, a threshold that is no probability, FLOPs that are not what the manifest states.
     pub fn load(dir: &Path) -> Result<Self, BundleError> {
-        let manifest_file = dir.join("bundle.json");
-        let manifest = Manifest::parse(&manifest_file, &read(&manifest_file, LARGEST_FILE)?)?;
+        let manifest_file = dir.join(MANIFEST);
+        let manifest = read(&manifest_file, LARGEST_FILE)?;
+        let manifest_sha256 = sha256_hex(&manifest);
+        let manifest = Manifest::parse(&manifest_file, &manifest)?;
         let opset = manifest.opset;
         let graph = |name: &str, sha256: &str, border| {
             let file = dir.join(name);
@@ -97,10 +101,20 @@ impl Bundle {
                 blocks.push(Block { segment, kept, shortcut });
             }
         }
-        let frequent = Frequent::read(&dir.join("paths.json"), blocks.len())?.unwrap_or_default();
-        let bundle = Self { dir: dir.to_path_buf(), manifest, labels, policy, stem, blocks, head, frequent };
+        let frequent = Frequent::read(&dir.join(FREQUENT), blocks.len())?.unwrap_or_default();
+        let dir = dir.to_path_buf();
+        let bundle = Self { dir, manifest, labels, policy, stem, blocks, head, frequent, manifest_sha256 };
         bundle.check(&manifest_file)?;
         Ok(bundle)
+    }
+
+    /// Whether its directory holds the same bundle still: the same `bundle.json`, in which the hashes of the other files
+    /// are, and the same frequent masks.
+    pub fn is_current(&self) -> bool {
+        let manifest = read(&self.dir.join(MANIFEST), LARGEST_FILE);
+        let frequent = || Frequent::read(&self.dir.join(FREQUENT), self.blocks.len());
+        manifest.is_ok_and(|manifest| sha256_hex(&manifest) == self.manifest_sha256)
+            && frequent().is_ok_and(|frequent| frequent.unwrap_or_default() == self.frequent)
     }
 
     /// Shapes follow on each other, and what is computed is what is stated.
@@ -170,6 +184,9 @@ impl Bundle {
         std::iter::once(&self.stem).chain(blocks).chain([&self.head]).collect()
     }
 }
+
+const MANIFEST: &str = "bundle.json";
+const FREQUENT: &str = "paths.json";
 
 /// No file of a bundle is larger; one that claims to be is refused before it is read.
 const LARGEST_FILE: u64 = 2 << 30;

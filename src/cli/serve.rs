@@ -24,7 +24,8 @@ pub(crate) struct Options {
     #[arg(long, env = "BLOCKDROP_GRPC_ADDR", default_value = "0.0.0.0:9000")]
     grpc_addr: Checked<SocketAddr>,
 
-    /// Address of the admin listener: /metrics, /livez, /readyz. Keep it from applications.
+    /// Address of the admin listener: /metrics, /livez, /readyz, and /v2/repository to load and unload models. Keep it from
+    /// applications.
     #[arg(long, env = "BLOCKDROP_ADMIN_ADDR", default_value = "127.0.0.1:8081")]
     admin_addr: Checked<SocketAddr>,
 

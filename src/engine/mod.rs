@@ -112,6 +112,12 @@ impl Engine {
         Ok(engine)
     }
 
+    /// Takes the sessions and the compiled paths apart and gives their memory back to the system.
+    pub fn end(self) {
+        drop(self);
+        heap::trim();
+    }
+
     fn make_policy(&self) -> Result<Bound, EngineError> {
         let graph = &self.bundle.policy;
         let mut policy = Bound::new(self.sessions.of(graph)?, &graph.input, &graph.output);

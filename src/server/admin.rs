@@ -1,32 +1,46 @@
-//! The admin listener: metrics and health, for operators and orchestrators.
+//! The admin listener: metrics and health, and the repository of models, for operators and orchestrators.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use axum::Router;
-use axum::extract::State;
+use axum::extract::rejection::{BytesRejection, PathRejection};
+use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
-use serde_json::json;
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use bytes::Bytes;
+use serde_json::{Map, Value, json};
 
+use super::error::{Error, Kind};
 use super::http;
 use super::readiness::Readiness;
+use crate::registry::{Change, Indexed, Registry};
 use crate::telemetry::Metrics;
+use crate::text::shortened;
 
 #[derive(Clone)]
 struct Admin {
     metrics: Arc<Metrics>,
     readiness: Arc<Readiness>,
+    registry: Arc<OnceLock<Arc<Registry>>>,
 }
 
-/// `/metrics`, `/livez` and `/readyz`.
-pub(super) fn router(metrics: Arc<Metrics>, readiness: Arc<Readiness>) -> Router {
+/// `/metrics`, `/livez`, `/readyz`, and what changes the models in `registry`, once that is there.
+pub(super) fn router(
+    metrics: Arc<Metrics>,
+    readiness: Arc<Readiness>,
+    registry: Arc<OnceLock<Arc<Registry>>>,
+) -> Router {
     let routes = Router::new()
         .route("/metrics", get(metrics_text))
         .route("/livez", get(live))
         .route("/readyz", get(ready))
+        .route("/v2/repository/index", post(index))
+        .route("/v2/repository/models/{name}/load", post(load))
+        .route("/v2/repository/models/{name}/unload", post(unload))
         .fallback(http::not_found)
-        .with_state(Admin { metrics, readiness });
+        .layer(DefaultBodyLimit::max(MOST_BYTES))
+        .with_state(Admin { metrics, readiness, registry });
     http::identified(routes)
 }
 
@@ -36,11 +50,101 @@ async fn metrics_text(State(admin): State<Admin>) -> Response {
 
 /// Alive as long as it can answer at all; waits for no inference.
 async fn live() -> Response {
-    axum::Json(json!({"live": true})).into_response()
+    Json(json!({"live": true})).into_response()
 }
 
 async fn ready(State(admin): State<Admin>) -> Response {
     let ready = admin.readiness.is_ready();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, axum::Json(json!({"ready": ready, "state": admin.readiness.state()}))).into_response()
+    (status, Json(json!({"ready": ready, "state": admin.readiness.state()}))).into_response()
+}
+
+impl Admin {
+    fn registry(&self) -> Result<&Arc<Registry>, Error> {
+        self.registry.get().ok_or_else(|| Error::new(Kind::Starting, "the models are being loaded; try again later"))
+    }
+}
+
+/// Every version in the repository; with `{"ready": true}`, those that are served.
+async fn index(State(admin): State<Admin>, body: Body) -> Result<Json<Vec<Indexed>>, Error> {
+    let registry = admin.registry()?;
+    let mut ready = false;
+    for (key, value) in object(body)? {
+        match (key.as_str(), value) {
+            ("ready", Value::Bool(only)) => ready = only,
+            ("ready", other) => return Err(invalid(format!("ready: found {other}, expected true or false"))),
+            (other, _) => return Err(invalid(format!("found '{}', expected ready", shortened(other)))),
+        }
+    }
+    if ready {
+        return Ok(Json(registry.loaded()));
+    }
+    let registry = Arc::clone(registry);
+    let index = tokio::task::spawn_blocking(move || registry.index()).await;
+    index.map(Json).map_err(|_| Error::new(Kind::Internal, "the repository could not be read"))
+}
+
+type Name = Result<Path<String>, PathRejection>;
+type Body = Result<Bytes, BytesRejection>;
+
+/// Bytes of a body, at most.
+const MOST_BYTES: usize = 64 << 10;
+
+async fn load(State(admin): State<Admin>, name: Name, body: Body) -> Result<Json<Change>, Error> {
+    let (registry, name) = (admin.registry()?, plain(name)?);
+    no_parameters(body, &[])?;
+    Ok(Json(registry.reload(&name).await?))
+}
+
+async fn unload(State(admin): State<Admin>, name: Name, body: Body) -> Result<Json<Change>, Error> {
+    let (registry, name) = (admin.registry()?, plain(name)?);
+    // Models depend on none here.
+    no_parameters(body, &["unload_dependents"])?;
+    Ok(Json(registry.unload(&name).await?))
+}
+
+fn plain(name: Name) -> Result<String, Error> {
+    name.map(|Path(name)| name).map_err(|rejection| Error::new(Kind::InvalidParameter, rejection.body_text()))
+}
+
+/// Checks that a body asks for nothing but what its path says. Parameters that are `ignored` may be there.
+fn no_parameters(body: Body, ignored: &[&str]) -> Result<(), Error> {
+    for (key, value) in object(body)? {
+        let Value::Object(parameters) = value else {
+            return Err(invalid(format!(
+                "{}: found {}, expected an object",
+                shortened(&key),
+                shortened(&value.to_string())
+            )));
+        };
+        if key != "parameters" {
+            return Err(invalid(format!("found '{}', expected parameters", shortened(&key))));
+        }
+        if let Some(other) = parameters.keys().find(|name| !ignored.contains(&name.as_str())) {
+            let other = shortened(other);
+            let problem =
+                format!("parameter '{other}': expected none; a model is what its directory in --models holds");
+            return Err(Error::new(Kind::InvalidParameter, problem));
+        }
+    }
+    Ok(())
+}
+
+fn invalid(problem: String) -> Error {
+    Error::new(Kind::InvalidBody, format!("JSON: {problem}"))
+}
+
+/// The JSON object in a body; an empty body is an empty one.
+fn object(body: Body) -> Result<Map<String, Value>, Error> {
+    let body = body.map_err(|rejection| match rejection.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => Error::new(
+            Kind::BodyTooLarge,
+            format!("the body has more than {MOST_BYTES} bytes, expected a small object"),
+        ),
+        _ => Error::new(Kind::InvalidBody, format!("the body broke off: {}", rejection.body_text())),
+    })?;
+    if body.is_empty() {
+        return Ok(Map::new());
+    }
+    serde_json::from_slice(&body).map_err(|error| invalid(format!("{error}; expected an object")))
 }

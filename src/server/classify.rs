@@ -19,7 +19,7 @@ use crate::telemetry::{Metrics, Statistics};
 
 /// What the protocols share: the models, the queue and the limits.
 pub struct Service {
-    pub registry: Registry,
+    pub registry: Arc<Registry>,
     pub admission: Admission,
     pub scheduler: Scheduler,
     pub metrics: Arc<Metrics>,
@@ -120,7 +120,7 @@ impl Classified {
 
 impl Service {
     pub fn new(
-        registry: Registry,
+        registry: Arc<Registry>,
         scheduler: Scheduler,
         admission: Admission,
         metrics: Arc<Metrics>,

@@ -4,7 +4,7 @@ use axum::http::StatusCode;
 
 use crate::image::ImageError;
 use crate::policy::PolicyError;
-use crate::registry::Unknown;
+use crate::registry::{ChangeError, Unknown};
 use crate::scheduler::{Refused, WorkError};
 
 /// What kind of error it is; fixes the status and the machine-readable code.
@@ -22,6 +22,8 @@ pub enum Kind {
     UnknownModel,
     NotFound,
     MethodNotAllowed,
+    InvalidBundle,
+    Starting,
     Overloaded,
     ShuttingDown,
     DeadlineExceeded,
@@ -32,7 +34,7 @@ impl Kind {
     /// The status over HTTP.
     pub fn status(self) -> StatusCode {
         match self {
-            Self::InvalidParameter | Self::InvalidBody | Self::EmptyBody | Self::InvalidImage => {
+            Self::InvalidParameter | Self::InvalidBody | Self::EmptyBody | Self::InvalidImage | Self::InvalidBundle => {
                 StatusCode::BAD_REQUEST
             }
             Self::ImageTooLarge | Self::BodyTooLarge | Self::TooManyImages => StatusCode::PAYLOAD_TOO_LARGE,
@@ -40,7 +42,7 @@ impl Kind {
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::UnknownModel | Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            Self::Overloaded | Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Starting | Self::Overloaded | Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
             Self::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -61,6 +63,8 @@ impl Kind {
             Self::UnknownModel => "unknown_model",
             Self::NotFound => "not_found",
             Self::MethodNotAllowed => "method_not_allowed",
+            Self::InvalidBundle => "invalid_bundle",
+            Self::Starting => "starting",
             Self::Overloaded => "overloaded",
             Self::ShuttingDown => "shutting_down",
             Self::DeadlineExceeded => "deadline_exceeded",
@@ -94,6 +98,18 @@ impl From<Unknown> for Error {
         let kind = match error {
             Unknown::Unnamed { .. } => Kind::InvalidParameter,
             Unknown::Name { .. } | Unknown::Version { .. } => Kind::UnknownModel,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
+impl From<ChangeError> for Error {
+    fn from(error: ChangeError) -> Self {
+        let kind = match error {
+            ChangeError::Unknown(unknown) => return unknown.into(),
+            ChangeError::Refused(_) => Kind::InvalidBundle,
+            ChangeError::Stopping => Kind::ShuttingDown,
+            ChangeError::Lost => Kind::Internal,
         };
         Self::new(kind, error.to_string())
     }

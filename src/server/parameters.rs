@@ -83,7 +83,7 @@ impl Parameters {
     /// # Errors
     /// There is no such model, or a parameter does not fit it.
     pub(super) fn request(self, service: &Service, id: Arc<str>, received: Instant) -> Result<Request, Error> {
-        let model = Arc::clone(service.registry.get(self.model.as_deref(), self.version.as_deref())?);
+        let model = service.registry.get(self.model.as_deref(), self.version.as_deref())?;
         let choice = Choice {
             path: self.path.map_or(Ok(Default::default()), |path| path.parse())?,
             threshold: number("threshold", self.threshold.as_deref(), "a probability from 0 to 1")?,

@@ -4,8 +4,8 @@ use std::net::{SocketAddr, TcpListener};
 use std::num::NonZero;
 use std::path::PathBuf;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -91,8 +91,11 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     let runtime = Runtime::load(settings.onnxruntime.as_deref())?;
     let metrics = Arc::new(Metrics::new(&settings.provider.to_string(), runtime.version()));
     let readiness = Arc::new(Readiness::default());
-    let admin = Listener::start(operators, admin::router(Arc::clone(&metrics), Arc::clone(&readiness)))?;
-    tracing::info!(address = %admin.address, "admin listener: /metrics, /livez, /readyz");
+    // Filled once there are models.
+    let repository = Arc::new(OnceLock::new());
+    let routes = admin::router(Arc::clone(&metrics), Arc::clone(&readiness), Arc::clone(&repository));
+    let admin = Listener::start(operators, routes)?;
+    tracing::info!(address = %admin.address, "admin listener: /metrics, /livez, /readyz, /v2/repository");
 
     let paths = Arc::new(Paths::start(settings.path_cache)?);
     let give_up = Arc::new(AtomicBool::new(false));
@@ -101,18 +104,12 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
         let options = LoadOptions {
             provider: settings.provider,
             workers: settings.workers,
-            paths: Arc::clone(&paths),
+            paths,
+            warm_up: settings.warm_up,
             profiles: settings.profiles,
             give_up: Arc::clone(&give_up),
         };
-        move || {
-            let loaded =
-                Registry::load(&settings.models, settings.default_model.as_deref(), runtime, &options, &metrics);
-            if loaded.is_ok() {
-                paths.settle(settings.warm_up);
-            }
-            loaded
-        }
+        move || Registry::load(&settings.models, settings.default_model.as_deref(), runtime, &options, &metrics)
     });
     let registry = tokio::select! {
         registry = &mut registry => registry.map_err(std::io::Error::other)?.map_err(ServeError::Models)?,
@@ -125,8 +122,9 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
             return Ok(());
         }
     };
+    let registry = Arc::clone(repository.get_or_init(|| Arc::new(registry)));
     let service = Arc::new(Service::new(
-        registry,
+        Arc::clone(&registry),
         Scheduler::start(settings.workers, settings.max_batch)?,
         Admission::new(settings.max_queue, metrics.queue_depth.clone()),
         Arc::clone(&metrics),
@@ -151,6 +149,7 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     readiness.stopping();
     service.admission.stop();
     grpc::stopping(&health).await;
+    give_up.store(true, Ordering::Relaxed);
     let started = Instant::now();
     tracing::info!(requests = metrics.inflight.get(), "stopping: accepted requests are answered, new ones refused");
     while metrics.inflight.get() > 0 && started.elapsed() < settings.drain {
@@ -161,9 +160,8 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     tokio::join!(http.stop(LAST_BYTES), grpc.stop(LAST_BYTES));
     let ended = service.scheduler.finish(LAST_BYTES);
     paths.stop();
-    if let Some(dir) = &settings.profiles {
-        service.registry.save_profiles(dir);
-    }
+    let ended = registry.close(settings.drain.saturating_sub(started.elapsed()).max(LAST_BYTES)).await && ended;
+    registry.save_profiles();
     admin.stop(LAST_BYTES).await;
     if unanswered > 0 {
         return Err(ServeError::Unanswered(unanswered));

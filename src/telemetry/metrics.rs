@@ -10,6 +10,7 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+use super::kept::{Kept, KeptBlocks};
 use crate::engine::{Answer, PathMetrics};
 use crate::policy::Costs;
 
@@ -102,6 +103,7 @@ pub struct Metrics {
     /// Hits, misses, evictions, failures.
     path_cache: [IntCounterVec; 4],
     path_cache_bytes: IntGaugeVec,
+    blocks_kept: KeptBlocks,
     model_ready: IntGaugeVec,
     models: Mutex<HashMap<String, Arc<ModelMetrics>>>,
     /// Images admitted whose path does not run yet.
@@ -113,7 +115,7 @@ pub struct Metrics {
 /// The series of one model.
 pub struct ModelMetrics {
     images: IntCounter,
-    blocks_kept: Histogram,
+    blocks_kept: Kept,
     kept: Vec<IntCounter>,
     dropped: Vec<IntCounter>,
     flops_executed: Counter,
@@ -176,6 +178,8 @@ impl Metrics {
             put(Box::new(gauges.clone()));
             gauges
         };
+        let blocks_kept = KeptBlocks::new("blockdrop_blocks_kept", "Blocks kept for an image.");
+        put(Box::new(blocks_kept.clone()));
         let info = Opts::new("blockdrop_build_info", "Always 1; the labels say what runs.")
             .const_label("version", env!("CARGO_PKG_VERSION"))
             .const_label("provider", provider)
@@ -213,6 +217,7 @@ impl Metrics {
                 "blockdrop_path_cache_bytes",
                 "Memory of the compiled paths, about, without the weights that they share.",
             ),
+            blocks_kept,
             model_ready: gauges("blockdrop_model_ready", "1 where a model is loaded and warm."),
             queue_depth: gauge("blockdrop_queue_depth", "Images admitted whose path does not run yet."),
             inflight: gauge("blockdrop_inflight_requests", "Requests being answered."),
@@ -223,17 +228,15 @@ impl Metrics {
         }
     }
 
-    /// The series of the model called `name`, of `blocks` blocks; of versions that differ, the most.
+    /// The series of the model called `name`, of at least `blocks` blocks. They are the same ones, and go on counting,
+    /// whenever and for however many blocks they are asked for.
     pub fn model(&self, name: &str, blocks: usize) -> Arc<ModelMetrics> {
         let mut models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(model) = models.get(name) {
+        if let Some(model) = models.get(name)
+            && model.kept.len() >= blocks
+        {
             return Arc::clone(model);
         }
-        let options = HistogramOpts::new("blockdrop_blocks_kept", "Blocks kept for an image.")
-            .const_label("model", name)
-            .buckets((0..=blocks).map(|count| count as f64).collect());
-        let blocks_kept = Histogram::with_opts(options).expect("valid buckets");
-        self.registry.register(Box::new(blocks_kept.clone())).expect("once for each model");
         let each = |counters: &IntCounterVec| {
             (0..blocks).map(|block| counters.with_label_values(&[name, &block.to_string()])).collect()
         };
@@ -242,7 +245,7 @@ impl Metrics {
         let model = Arc::new(ModelMetrics {
             paths: PathMetrics { hits, misses, evictions, failures, bytes },
             images: self.images.with_label_values(&[name]),
-            blocks_kept,
+            blocks_kept: self.blocks_kept.model(name, blocks),
             kept: each(&self.block_kept),
             dropped: each(&self.block_dropped),
             flops_executed: self.flops[0].with_label_values(&[name]),
@@ -287,7 +290,7 @@ impl ModelMetrics {
     /// Counts an image that was run.
     pub fn answered(&self, costs: &Costs, answer: &Answer) {
         self.images.inc();
-        self.blocks_kept.observe(answer.mask.kept() as f64);
+        self.blocks_kept.observe(answer.mask.kept());
         for ((keep, kept), dropped) in answer.mask.iter().zip(&self.kept).zip(&self.dropped) {
             if keep { kept.inc() } else { dropped.inc() }
         }

@@ -1,5 +1,6 @@
 //! Metrics, statistics and logs.
 
+mod kept;
 pub mod logs;
 pub mod metrics;
 mod statistics;

@@ -53,7 +53,7 @@ fn some(text: &str) -> Option<&str> {
     Some(text).filter(|text| !text.is_empty())
 }
 
-fn find<'s>(service: &'s Service, name: &str, version: &str) -> Result<&'s Arc<Model>, Error> {
+fn find(service: &Service, name: &str, version: &str) -> Result<Arc<Model>, Error> {
     Ok(service.registry.get(some(name), some(version))?)
 }
 
@@ -96,7 +96,7 @@ impl GrpcInferenceService for Oip {
         self.told("ModelMetadata", &request, |service, asked| {
             let found = find(service, &asked.name, &asked.version)?;
             let oip::ModelMetadata { name, versions, platform, inputs, outputs } =
-                oip::ModelMetadata::of(&service.registry, found);
+                oip::ModelMetadata::of(&service.registry, &found);
             let tensor = |tensor: oip::TensorMetadata| TensorMetadata {
                 name: tensor.name.to_owned(),
                 datatype: tensor.datatype.to_owned(),
@@ -151,7 +151,7 @@ impl GrpcInferenceService for Oip {
         self.told("ModelConfig", &request, |service, asked| {
             let found = find(service, &asked.name, &asked.version)?;
             let oip::ModelConfig { name, platform, backend, max_batch_size, input, output } =
-                oip::ModelConfig::of(found, service.most_images());
+                oip::ModelConfig::of(&found, service.most_images());
             let data_type = |name: &str| DataType::from_str_name(name).unwrap_or(DataType::TypeInvalid).into();
             let input = input.into_iter().map(|tensor| ModelInput {
                 name: tensor.name.to_owned(),
@@ -249,9 +249,8 @@ async fn infer(service: &Service, call: &Call, message: ModelInferRequest) -> Re
     let _memory = call.memory(service, message.encoded_len())?;
     let ModelInferRequest { model_name, model_version, id, parameters: given, inputs, outputs, raw_input_contents } =
         message;
-    let model = Arc::clone(find(service, &model_name, &model_version)?);
-    let mut parameters = Parameters { model: Some(model.name.clone()), ..Parameters::default() };
-    parameters.version = Some(model.version.to_string());
+    let some = |text: String| Some(text).filter(|text| !text.is_empty());
+    let mut parameters = Parameters { model: some(model_name), version: some(model_version), ..Parameters::default() };
     for (name, value) in given {
         // Over HTTP only it makes a difference: here outputs are always binary.
         if name != "binary_data_output" {
@@ -271,6 +270,7 @@ async fn infer(service: &Service, call: &Call, message: ModelInferRequest) -> Re
     let contents = contents(input.contents, raw_input_contents, &input.datatype)?;
     let most = service.most_images();
     let images = oip::images(&request.model, &input.name, &input.datatype, &input.shape, contents, most)?;
+    let model = Arc::clone(&request.model);
     let inferred = Infer { request, images, wanted, top_k }.run(service).await?;
     Ok(written(&model, id, inferred))
 }

@@ -11,6 +11,7 @@ impl Kind {
         match self {
             Self::InvalidParameter
             | Self::InvalidBody
+            | Self::InvalidBundle
             | Self::EmptyBody
             | Self::InvalidImage
             | Self::UnsupportedImageType
@@ -19,7 +20,7 @@ impl Kind {
             Self::BodyTooLarge => Code::ResourceExhausted,
             Self::UnknownModel | Self::NotFound => Code::NotFound,
             Self::MethodNotAllowed => Code::Unimplemented,
-            Self::Overloaded | Self::ShuttingDown => Code::Unavailable,
+            Self::Overloaded | Self::ShuttingDown | Self::Starting => Code::Unavailable,
             Self::BodyTimeout | Self::DeadlineExceeded => Code::DeadlineExceeded,
             Self::Internal => Code::Internal,
         }

@@ -101,7 +101,7 @@ fn render(error: &Error, id: &RequestId, before: Response) -> Response {
         }
     }
     match error.kind {
-        Kind::Overloaded | Kind::ShuttingDown => {
+        Kind::Starting | Kind::Overloaded | Kind::ShuttingDown => {
             drop(response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1")));
         }
         // The client is still sending; what comes is read for a while and forgotten, not taken for a next request.

@@ -70,7 +70,7 @@ pub(super) struct Which {
 }
 
 pub(super) async fn list(State(service): State<Arc<Service>>) -> Json<List> {
-    Json(List { models: service.registry.newest().map(|model| shown(&service, model)).collect() })
+    Json(List { models: service.registry.newest().iter().map(|model| shown(&service, model)).collect() })
 }
 
 pub(super) async fn show(
@@ -81,14 +81,14 @@ pub(super) async fn show(
     let Path(name) = name.map_err(|rejection| Error::new(Kind::InvalidParameter, rejection.body_text()))?;
     let Query(which) = which.map_err(|rejection| unreadable(&rejection))?;
     let model = service.registry.get(Some(&name), which.version.as_deref())?;
-    Ok(Json(shown(&service, model)))
+    Ok(Json(shown(&service, &model)))
 }
 
 fn shown(service: &Service, model: &Model) -> Shown {
     let (bundle, costs) = (model.engine.bundle(), model.engine.costs());
     let Manifest { description, architecture, classes, input, policy, measured, provenance, .. } =
         bundle.manifest.clone();
-    let versions = service.registry.versions(&model.name).into_iter().flatten();
+    let versions = service.registry.versions(&model.name).unwrap_or_default();
     let blocks = bundle.blocks.iter().zip(&costs.blocks).map(|(block, cost)| ShownBlock {
         segment: block.segment,
         flops_kept: cost.kept,
@@ -99,7 +99,7 @@ fn shown(service: &Service, model: &Model) -> Shown {
     Shown {
         name: model.name.clone(),
         version: model.version.to_string(),
-        versions: versions.map(|(version, _)| version.to_string()).collect(),
+        versions: versions.keys().map(u64::to_string).collect(),
         default: service.registry.is_default(&model.name),
         provider: model.engine.provider().to_string(),
         description,

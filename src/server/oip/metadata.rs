@@ -57,7 +57,7 @@ const PLATFORM: &str = "blockdrop_onnxruntime";
 impl ModelMetadata {
     pub(in crate::server) fn of(registry: &Registry, model: &Model) -> Self {
         let batch = |rest: &[i64]| std::iter::once(-1).chain(rest.iter().copied()).collect();
-        let versions = registry.versions(&model.name).into_iter().flatten();
+        let versions = registry.versions(&model.name).unwrap_or_default();
         let outputs = Output::ALL.map(|output| TensorMetadata {
             name: output.name(),
             datatype: output.datatype(),
@@ -65,7 +65,7 @@ impl ModelMetadata {
         });
         Self {
             name: model.name.clone(),
-            versions: versions.map(|(version, _)| version.to_string()).collect(),
+            versions: versions.keys().map(u64::to_string).collect(),
             platform: PLATFORM,
             inputs: vec![TensorMetadata { name: INPUT, datatype: "FP32", shape: batch(&input(model)) }],
             outputs: outputs.into(),
@@ -207,13 +207,16 @@ pub(in crate::server) fn statistics(
     version: Option<&str>,
 ) -> Result<Vec<ModelStatistics>, crate::registry::Unknown> {
     match (name, version) {
-        (Some(name), Some(version)) => Ok(vec![ModelStatistics::of(registry.get(Some(name), Some(version))?)]),
+        (Some(name), Some(version)) => {
+            let model = registry.get(Some(name), Some(version))?;
+            Ok(vec![ModelStatistics::of(&model)])
+        }
         (Some(name), None) => {
             registry.get(Some(name), None)?;
-            let versions = registry.versions(name).into_iter().flatten();
-            Ok(versions.map(|(_, model)| ModelStatistics::of(model)).collect())
+            let versions = registry.versions(name).unwrap_or_default();
+            Ok(versions.values().map(|model| ModelStatistics::of(model)).collect())
         }
-        (None, _) => Ok(registry.all().map(|model| ModelStatistics::of(model)).collect()),
+        (None, _) => Ok(registry.all().iter().map(|model| ModelStatistics::of(model)).collect()),
     }
 }
 
@@ -234,5 +237,5 @@ pub(in crate::server) fn index(registry: &Registry) -> Vec<IndexEntry> {
         state: "READY",
         reason: "",
     };
-    registry.all().map(entry).collect()
+    registry.all().iter().map(entry).collect()
 }

@@ -49,7 +49,7 @@ struct Named {
 }
 
 impl Named {
-    fn get<'s>(&self, service: &'s Service) -> Result<&'s Arc<Model>, Error> {
+    fn get(&self, service: &Service) -> Result<Arc<Model>, Error> {
         Ok(service.registry.get(Some(&self.model), self.version.as_deref())?)
     }
 }
@@ -80,7 +80,8 @@ async fn ready(State(service): State<Arc<Service>>) -> Response {
 }
 
 async fn metadata(State(service): State<Arc<Service>>, named: Named) -> Result<Json<ModelMetadata>, Error> {
-    Ok(Json(ModelMetadata::of(&service.registry, named.get(&service)?)))
+    let model = named.get(&service)?;
+    Ok(Json(ModelMetadata::of(&service.registry, &model)))
 }
 
 async fn model_ready(State(service): State<Arc<Service>>, named: Named) -> Result<Json<Value>, Error> {
@@ -89,7 +90,8 @@ async fn model_ready(State(service): State<Arc<Service>>, named: Named) -> Resul
 }
 
 async fn config(State(service): State<Arc<Service>>, named: Named) -> Result<Json<ModelConfig>, Error> {
-    Ok(Json(ModelConfig::of(named.get(&service)?, service.most_images())))
+    let model = named.get(&service)?;
+    Ok(Json(ModelConfig::of(&model, service.most_images())))
 }
 
 async fn model_statistics(State(service): State<Arc<Service>>, named: Named) -> Result<Json<Value>, Error> {

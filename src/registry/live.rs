@@ -1,0 +1,292 @@
+//! Loading, replacing and unloading models while the server serves.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::{Model, Registry, RegistryError, Unknown, Versions, disk, names, newest};
+use crate::bundle::Bundle;
+use crate::text::shortened;
+
+/// What became of the versions of a model, oldest first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Change {
+    pub name: String,
+    /// New, or in the place of one that changed on disk.
+    pub loaded: Vec<String>,
+    /// As they were: what is on disk is what runs.
+    pub kept: Vec<String>,
+    /// No longer there for new requests.
+    pub unloaded: Vec<String>,
+}
+
+/// Why nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeError {
+    #[error(transparent)]
+    Unknown(#[from] Unknown),
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Refused(Vec<RegistryError>),
+    #[error("the server is shutting down")]
+    Stopping,
+    #[error("it ended in a panic")]
+    Lost,
+}
+
+impl From<RegistryError> for ChangeError {
+    fn from(error: RegistryError) -> Self {
+        Self::Refused(vec![error])
+    }
+}
+
+/// A version of a model, as the index of the repository has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Indexed {
+    pub name: String,
+    pub version: String,
+    /// `READY` or `UNAVAILABLE`
+    pub state: &'static str,
+    /// Why it is unavailable.
+    pub reason: String,
+}
+
+impl Indexed {
+    fn ready(model: &Model) -> Self {
+        let (name, version) = (model.name.clone(), model.version.to_string());
+        Self { name, version, state: "READY", reason: String::new() }
+    }
+}
+
+impl Registry {
+    /// Makes what is in the model's directory what is served: versions that are new or changed are checked, made and
+    /// warmed, then all versions of the model change in one step. Changes come one after another.
+    ///
+    /// # Errors
+    /// There is no such directory, a version in it cannot be loaded, or the server is stopping; what was served is served
+    /// on then.
+    pub async fn reload(self: &Arc<Self>, name: &str) -> Result<Change, ChangeError> {
+        self.change(name, Self::reload_now).await
+    }
+
+    /// Takes a model away from new requests. Its sessions and compiled paths go once the requests that have it are
+    /// answered.
+    ///
+    /// # Errors
+    /// It is not loaded, or the server is stopping.
+    pub async fn unload(self: &Arc<Self>, name: &str) -> Result<Change, ChangeError> {
+        self.change(name, Self::unload_now).await
+    }
+
+    /// Runs `change` on a thread that may block. It runs to its end though nobody waits for it.
+    async fn change(
+        self: &Arc<Self>,
+        name: &str,
+        change: fn(&Self, &str) -> Result<Change, ChangeError>,
+    ) -> Result<Change, ChangeError> {
+        let turn = Arc::clone(&self.changing).lock_owned().await;
+        let (registry, name) = (Arc::clone(self), name.to_owned());
+        let changed = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            if registry.gives_up() {
+                return Err(ChangeError::Stopping);
+            }
+            change(&registry, &name)
+        });
+        changed.await.unwrap_or(Err(ChangeError::Lost))
+    }
+
+    fn gives_up(&self) -> bool {
+        self.loader.options.give_up.load(Ordering::Relaxed)
+    }
+
+    fn reload_now(&self, name: &str) -> Result<Change, ChangeError> {
+        let reloaded = self.read_anew(name).map_err(|refused| match refused {
+            ChangeError::Refused(errors) if matches!(errors.as_slice(), [RegistryError::GivenUp]) => {
+                ChangeError::Stopping
+            }
+            refused => refused,
+        });
+        let mut reasons = self.reasons.lock().unwrap_or_else(PoisonError::into_inner);
+        match &reloaded {
+            Ok(change) => {
+                reasons.remove(name);
+                let Change { loaded, kept, unloaded, .. } = change;
+                tracing::info!(model = name, ?loaded, ?kept, ?unloaded, "model reloaded");
+            }
+            Err(ChangeError::Refused(_)) => {
+                let reason = reloaded.as_ref().err().map(ToString::to_string).unwrap_or_default();
+                tracing::error!(model = name, reason, "model not loaded; what was served is served on");
+                reasons.insert(name.to_owned(), reason);
+            }
+            Err(_) => {}
+        }
+        reloaded
+    }
+
+    fn read_anew(&self, name: &str) -> Result<Change, ChangeError> {
+        let Some(dir) = disk::model_dir(&self.dir, name) else {
+            let found = disk::scan(&self.dir).unwrap_or_default();
+            let mut known: Vec<&String> = found.iter().map(|(name, ..)| name).collect();
+            known.dedup();
+            return Err(Unknown::Name { name: shortened(name), known: names(known.into_iter()) }.into());
+        };
+        let found = disk::versions(&dir)?;
+        if found.is_empty() {
+            return Err(RegistryError::NoVersion(dir).into());
+        }
+        let before = self.versions(name).unwrap_or_default();
+        let (mut after, mut bundles, mut errors) = (Versions::new(), BTreeMap::new(), Vec::new());
+        for (version, path) in found {
+            match before.get(&version) {
+                Some(model) if model.engine.bundle().is_current() => {
+                    after.insert(version, Arc::clone(model));
+                }
+                _ => match Bundle::load(&path) {
+                    Ok(bundle) => drop(bundles.insert(version, bundle)),
+                    Err(error) => errors.push(error.into()),
+                },
+            }
+        }
+        if !errors.is_empty() {
+            return Err(ChangeError::Refused(errors));
+        }
+        let made = self.loader.make(name, bundles, &before).map_err(ChangeError::Refused)?;
+        if !made.is_empty() {
+            self.loader.settle();
+        }
+        let list = |versions: &Versions| versions.keys().map(u64::to_string).collect();
+        let (loaded, kept) = (list(&made), list(&after));
+        after.extend(made);
+        let unloaded = before.keys().filter(|version| !after.contains_key(version)).map(u64::to_string).collect();
+        newest(&after).metrics.set_ready(true);
+        drop(before);
+        self.put(name, Some(after));
+        Ok(Change { name: name.to_owned(), loaded, kept, unloaded })
+    }
+
+    fn unload_now(&self, name: &str) -> Result<Change, ChangeError> {
+        let Some(versions) = self.versions(name) else {
+            return Err(Unknown::Name { name: shortened(name), known: names(self.models().keys()) }.into());
+        };
+        let unloaded: Vec<String> = versions.keys().map(u64::to_string).collect();
+        newest(&versions).metrics.set_ready(false);
+        drop(versions);
+        self.put(name, None);
+        let mut reasons = self.reasons.lock().unwrap_or_else(PoisonError::into_inner);
+        reasons.insert(name.to_owned(), "unloaded".to_owned());
+        tracing::info!(model = name, versions = ?unloaded, "model unloaded");
+        Ok(Change { name: name.to_owned(), loaded: Vec::new(), kept: Vec::new(), unloaded })
+    }
+
+    /// Puts `after` in the place of the model's versions, in one step for requests, and retires those that are not in it.
+    fn put(&self, name: &str, after: Option<Versions>) {
+        let after = after.map(Arc::new);
+        let before = {
+            let mut models = self.models.write().unwrap_or_else(PoisonError::into_inner);
+            match &after {
+                Some(after) => models.insert(name.to_owned(), Arc::clone(after)),
+                None => models.remove(name),
+            }
+        };
+        let mut gone = Vec::new();
+        for (version, model) in before.as_deref().into_iter().flatten() {
+            let next = after.as_ref().and_then(|after| after.get(version));
+            if next.is_some_and(|next| Arc::ptr_eq(next, model)) {
+                continue;
+            }
+            // A model of as many blocks may have use for its masks.
+            let blocks = |model: &Model| model.engine.costs().blocks.len();
+            if next.is_none_or(|next| blocks(next) == blocks(model)) {
+                self.loader.save_profile(model);
+            }
+            gone.push(Arc::clone(model));
+        }
+        drop(before);
+        let give_up = Arc::clone(&self.loader.options.give_up);
+        self.retired.take(gone, move || give_up.load(Ordering::Relaxed));
+    }
+
+    /// The versions that are served, by name, the oldest first.
+    pub fn loaded(&self) -> Vec<Indexed> {
+        let models = self.models();
+        models.values().flat_map(|versions| versions.values()).map(|model| Indexed::ready(model)).collect()
+    }
+
+    /// [`loaded`](Self::loaded) with what is in the directory and not served. Reads the directory: for a thread that may
+    /// block.
+    pub fn index(&self) -> Vec<Indexed> {
+        let mut index = self.loaded();
+        let reasons = self.reasons.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for (name, version, _) in disk::scan(&self.dir).unwrap_or_default() {
+            let version = version.to_string();
+            if !index.iter().any(|entry| entry.name == name && entry.version == version) {
+                let reason = reasons.get(&name).map_or("not loaded", String::as_str).to_owned();
+                index.push(Indexed { name, version, state: "UNAVAILABLE", reason });
+            }
+        }
+        index.sort_by(|a, b| {
+            let key = |entry: &Indexed| (entry.name.clone(), disk::number(&entry.version));
+            key(a).cmp(&key(b))
+        });
+        index
+    }
+
+    /// Changes nothing more, and waits for what changes and goes, for at most `most`. Returns whether all of it has ended:
+    /// ONNX Runtime must not be used while the process ends. Loading is to be [given up](super::LoadOptions::give_up)
+    /// before.
+    pub async fn close(&self, most: Duration) -> bool {
+        let Ok(turn) = tokio::time::timeout(most, self.changing.lock()).await else { return false };
+        let threads = self.retired.threads();
+        let joined = tokio::task::spawn_blocking(|| threads.into_iter().for_each(|thread| drop(thread.join())));
+        let ended = tokio::time::timeout(most, joined).await.is_ok();
+        drop(turn);
+        ended
+    }
+}
+
+/// Models that new requests do not get any more.
+#[derive(Default)]
+pub(super) struct Retired(Mutex<Vec<JoinHandle<()>>>);
+
+impl Retired {
+    /// Takes each of `models` apart on a thread of its own, once the requests that have it are answered, or `give_up`
+    /// says that the process ends.
+    fn take(&self, mut models: Vec<Arc<Model>>, give_up: impl Fn() -> bool + Send + 'static) {
+        const PAUSE: Duration = Duration::from_millis(10);
+        if models.is_empty() {
+            return;
+        }
+        let retire = move || {
+            while !models.is_empty() && !give_up() {
+                let mut left = Vec::new();
+                for model in models.drain(..) {
+                    match Arc::try_unwrap(model) {
+                        Ok(Model { name, version, engine, .. }) => {
+                            engine.end();
+                            tracing::debug!(model = name, version, "a model's memory was given back");
+                        }
+                        Err(model) => left.push(model),
+                    }
+                }
+                models = left;
+                if !models.is_empty() {
+                    std::thread::sleep(PAUSE);
+                }
+            }
+        };
+        // Without a thread they go with their last request.
+        if let Ok(thread) = std::thread::Builder::new().name("retired".to_owned()).spawn(retire) {
+            let mut threads = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            threads.retain(|thread| !thread.is_finished());
+            threads.push(thread);
+        }
+    }
+
+    fn threads(&self) -> Vec<JoinHandle<()>> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
