@@ -1,12 +1,13 @@
 //! What is told about an image: its classes, the path it took, its FLOPs.
 
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::engine::{Answer, Engine};
 use crate::policy::Selection;
 
 /// An image's classes, path and FLOPs, as every interface shows them.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Described {
     pub predictions: Vec<Prediction>,
     pub path: PathTaken,
@@ -14,7 +15,7 @@ pub struct Described {
 }
 
 /// A class and how probable it is.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Prediction {
     pub label: String,
     pub class: usize,
@@ -22,7 +23,7 @@ pub struct Prediction {
 }
 
 /// Which blocks ran.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct PathTaken {
     /// `learned`, `full`, `mask`, `first_k`, `random_k` or `distribute_k`.
     pub policy: &'static str,
@@ -33,7 +34,7 @@ pub struct PathTaken {
 }
 
 /// FLOPs by the paper's convention: two per multiply-accumulate.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Flops {
     /// The policy network; 0 where it did not look at the image.
     pub policy: u64,

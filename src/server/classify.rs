@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use serde::Serialize;
 use tokio::sync::Semaphore;
+use utoipa::ToSchema;
 
 use super::error::{Error, Kind};
 use crate::answer::{Described, describe};
@@ -87,7 +88,7 @@ pub struct Times {
 }
 
 /// The answer for one image, as `/v1/classify` and its like show it.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct ImageResult {
     #[serde(flatten)]
     pub described: Described,
@@ -95,7 +96,7 @@ pub struct ImageResult {
 }
 
 /// Milliseconds that the image spent in each stage.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Timing {
     pub decode: f64,
     pub preprocess: f64,

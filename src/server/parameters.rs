@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
+use utoipa::IntoParams;
 
 use super::classify::{Request, Service};
 use super::error::{Error, Kind};
@@ -12,24 +13,31 @@ use crate::policy::Choice;
 use crate::text::shortened;
 
 /// Parameters as they came, as text, so that each value's error can name it.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Parameters {
-    /// The model [default: the server's default model].
+    /// The model. By default the server's default model.
     pub(super) model: Option<String>,
-    /// The model's version [default: the newest].
+    /// The model's version. By default the newest.
     pub(super) version: Option<String>,
     /// Classes to answer with, the most probable first.
+    #[param(value_type = Option<u64>, minimum = 1)]
     pub(super) top_k: Option<String>,
-    /// Which blocks run.
+    /// Which blocks run: policy, full, mask:1011..., first_k:N, random_k:N[:SEED] or distribute_k:N. By default policy.
+    #[param(example = "policy")]
     pub(super) path: Option<String>,
-    /// Keep a block from this probability on.
+    /// Keep a block from this probability on. By default the model's own.
+    #[param(value_type = Option<f64>, minimum = 0, maximum = 1)]
     pub(super) threshold: Option<String>,
     /// Drop the least wanted blocks until at most this many are kept.
+    #[param(value_type = Option<u64>)]
     pub(super) max_blocks: Option<String>,
     /// Drop the least wanted blocks until policy and path cost at most this many FLOPs.
+    #[param(value_type = Option<u64>)]
     pub(super) max_flops: Option<String>,
     /// Microseconds that the request may take, within the server's own limit.
+    #[param(value_type = Option<u64>)]
     pub(super) timeout: Option<String>,
 }
 

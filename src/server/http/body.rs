@@ -11,6 +11,7 @@ use futures_util::StreamExt;
 use serde::de::{Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use tokio::sync::OwnedSemaphorePermit;
+use utoipa::ToSchema;
 
 use crate::server::classify::{BODY_UNIT, Service};
 use crate::server::error::{Error, Kind};
@@ -87,6 +88,16 @@ pub(super) async fn images(headers: &HeaderMap, body: &Bytes, most: usize) -> Re
     }
 }
 
+/// Images in a form.
+#[derive(ToSchema)]
+#[schema(as = ImageForm)]
+#[expect(dead_code, reason = "describes a body")]
+pub(super) struct Form {
+    /// One part for each image.
+    #[schema(min_items = 1)]
+    image: Vec<super::openapi::Bytes>,
+}
+
 async fn multipart(content_type: &str, body: &Bytes, most: usize) -> Result<Vec<Result<Bytes, Error>>, Error> {
     let wrong = |problem: String| Error::new(Kind::InvalidBody, format!("multipart: {problem}"));
     let boundary = multer::parse_boundary(content_type).map_err(|error| wrong(error.to_string()))?;
@@ -109,17 +120,22 @@ async fn multipart(content_type: &str, body: &Bytes, most: usize) -> Result<Vec<
     Ok(images)
 }
 
-#[derive(Deserialize)]
+/// Images in JSON.
+#[derive(Deserialize, ToSchema)]
+#[schema(as = EncodedImages)]
 #[serde(deny_unknown_fields, expecting = "an object with a list of images")]
-struct Encoded<'a> {
+pub(super) struct Encoded<'a> {
     #[serde(borrow, deserialize_with = "bounded")]
+    #[schema(min_items = 1)]
     images: Vec<EncodedImage<'a>>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, expecting = "an object with b64")]
-struct EncodedImage<'a> {
+pub(super) struct EncodedImage<'a> {
+    /// An encoded image's bytes in standard base64.
     #[serde(borrow)]
+    #[schema(value_type = String, content_encoding = "base64")]
     b64: Cow<'a, str>,
 }
 

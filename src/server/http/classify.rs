@@ -7,28 +7,56 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Extension, Query, Request as HttpRequest, State};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use utoipa::ToSchema;
 
-use super::{RequestId, body};
+use super::{RequestId, body, openapi};
 use crate::server::classify::{Image, ImageResult, Service};
 use crate::server::error::{Error, Kind};
 use crate::server::parameters::Parameters;
 
-#[derive(Serialize)]
-struct Answer<'a> {
+/// What the images of a request are answered with.
+#[derive(Serialize, ToSchema)]
+#[schema(as = ClassifyAnswer)]
+pub(super) struct Answer<'a> {
     model: &'a str,
     version: String,
+    /// The request's `x-request-id`, or one made up.
     request_id: &'a str,
+    /// One for each image, in their order.
     results: Vec<Entry>,
 }
 
 /// One image's result, or its own error.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 #[serde(untagged)]
 enum Entry {
     Result(Box<ImageResult>),
-    Error { error: String, code: &'static str },
+    Error {
+        /// What was found and what was expected, for people.
+        error: String,
+        /// What kind of error it is, for programs.
+        code: &'static str,
+    },
 }
 
+/// Classifies images
+///
+/// Takes an image's bytes, a form with one or more parts named `image`, or JSON with base64. JPEG, PNG, WebP, BMP and GIF
+/// (its first frame) are told apart by their first bytes. Where there are several images, a bad one has its error in place
+/// of its result.
+#[utoipa::path(
+    post,
+    path = "/v1/classify",
+    tag = "classify",
+    operation_id = "classify",
+    params(Parameters),
+    request_body(content(
+        (openapi::Bytes = "application/octet-stream"),
+        (body::Form = "multipart/form-data"),
+        (body::Encoded<'static> = "application/json"),
+    )),
+    responses((status = 200, body = Answer<'static>), openapi::Classified)
+)]
 pub(super) async fn classify(
     State(service): State<Arc<Service>>,
     Extension(id): Extension<RequestId>,

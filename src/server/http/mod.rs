@@ -5,6 +5,7 @@ mod classify;
 mod linger;
 mod models;
 mod oip;
+mod openapi;
 
 pub use body::MOST_IMAGES;
 
@@ -16,22 +17,26 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use serde_json::json;
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::Instrument;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
+use self::openapi::ErrorBody;
 use super::classify::Service;
 use super::error::{Error, Kind};
 use crate::text::shortened;
 
 /// The public routes.
 pub fn router(service: Arc<Service>) -> Router {
-    let routes = Router::new()
-        .route("/v1/classify", post(classify::classify))
-        .route("/v1/models", get(models::list))
-        .route("/v1/models/{name}", get(models::show))
+    let (routes, api) = OpenApiRouter::with_openapi(openapi::base())
+        .routes(routes!(classify::classify))
+        .routes(routes!(models::list))
+        .routes(routes!(models::show))
         .merge(oip::routes())
+        .split_for_parts();
+    let routes = routes
+        .merge(openapi::routes(&openapi::complete(api)))
         .fallback(not_found)
         .with_state(Arc::clone(&service))
         .layer(CatchPanicLayer::custom(panicked))
@@ -93,7 +98,7 @@ async fn identify(mut request: Request, next: Next) -> Response {
 
 /// The answer of an error; headers that were set already stay.
 fn render(error: &Error, id: &RequestId, before: Response) -> Response {
-    let body = json!({"error": error.message, "code": error.kind.code(), "request_id": id.as_str()});
+    let body = ErrorBody { error: &error.message, code: error.kind.code(), request_id: id.as_str() };
     let mut response = (before.status(), axum::Json(body)).into_response();
     for name in [header::ALLOW, header::CONNECTION] {
         if let Some(value) = before.headers().get(&name) {

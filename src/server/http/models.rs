@@ -7,20 +7,22 @@ use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use utoipa::{IntoParams, ToSchema};
 
 use super::classify::unreadable;
+use super::openapi::Told;
 use crate::bundle::{Architecture, InputSpec, Manifest};
 use crate::registry::Model;
 use crate::server::classify::Service;
 use crate::server::error::{Error, Kind};
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct List {
     models: Vec<Shown>,
 }
 
 /// What a model is.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct Shown {
     name: String,
     version: String,
@@ -31,20 +33,27 @@ pub(super) struct Shown {
     /// What its graphs run on.
     provider: String,
     description: String,
+    #[schema(value_type = Object)]
     architecture: Architecture,
     classes: usize,
     labels: Vec<String>,
+    /// Size, mean, standard deviation and how images are resized.
+    #[schema(value_type = Object)]
     input: InputSpec,
     /// Keep a block from this probability on.
     threshold: f64,
     flops: ShownFlops,
     blocks: Vec<ShownBlock>,
+    /// Accuracy and the like.
+    #[schema(value_type = Object)]
     measured: Value,
+    /// How it was trained.
+    #[schema(value_type = Object)]
     provenance: Value,
 }
 
 /// FLOPs of one image (two per multiply-accumulate).
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct ShownFlops {
     policy: u64,
     stem: u64,
@@ -52,7 +61,7 @@ struct ShownFlops {
     full: u64,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct ShownBlock {
     segment: usize,
     /// FLOPs where the block is kept, and where only its shortcut runs.
@@ -63,16 +72,29 @@ struct ShownBlock {
     output: Vec<u64>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Which {
+    /// By default the newest.
     version: Option<String>,
 }
 
+/// The newest version of each model
+#[utoipa::path(get, path = "/v1/models", tag = "models", operation_id = "models", responses((status = 200, body = List), Told))]
 pub(super) async fn list(State(service): State<Arc<Service>>) -> Json<List> {
     Json(List { models: service.registry.newest().iter().map(|model| shown(&service, model)).collect() })
 }
 
+/// A model: architecture, labels, FLOPs of each block, measured accuracy, provenance
+#[utoipa::path(
+    get,
+    path = "/v1/models/{name}",
+    tag = "models",
+    operation_id = "model",
+    params(("name" = String, Path, description = "The model."), Which),
+    responses((status = 200, body = Shown), Told)
+)]
 pub(super) async fn show(
     State(service): State<Arc<Service>>,
     name: Result<Path<String>, PathRejection>,

@@ -1,6 +1,7 @@
 //! What the server and its models are.
 
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::INPUT;
 use super::output::Output;
@@ -8,7 +9,7 @@ use crate::registry::{Model, Registry};
 use crate::telemetry::{Statistics, Tally};
 
 /// The server.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::server) struct ServerMetadata {
     pub(in crate::server) name: &'static str,
     pub(in crate::server) version: &'static str,
@@ -32,7 +33,7 @@ impl ServerMetadata {
 }
 
 /// A model's tensors.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::server) struct ModelMetadata {
     pub(in crate::server) name: String,
     /// All that are loaded, oldest first.
@@ -44,7 +45,7 @@ pub(in crate::server) struct ModelMetadata {
 }
 
 /// A tensor of a model.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::server) struct TensorMetadata {
     pub(in crate::server) name: &'static str,
     pub(in crate::server) datatype: &'static str,
@@ -85,7 +86,7 @@ fn width(output: Output, model: &Model) -> Vec<i64> {
 }
 
 /// The part of Triton's model configuration that its clients read.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::server) struct ModelConfig {
     pub(in crate::server) name: String,
     pub(in crate::server) platform: &'static str,
@@ -97,7 +98,7 @@ pub(in crate::server) struct ModelConfig {
 }
 
 /// A tensor of a model's configuration.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::server) struct TensorConfig {
     pub(in crate::server) name: &'static str,
     pub(in crate::server) data_type: &'static str,
@@ -128,7 +129,7 @@ impl ModelConfig {
 }
 
 /// What a model has done since it was loaded.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::server) struct ModelStatistics {
     pub(in crate::server) name: String,
     pub(in crate::server) version: String,
@@ -140,11 +141,12 @@ pub(in crate::server) struct ModelStatistics {
     pub(in crate::server) execution_count: u64,
     pub(in crate::server) inference_stats: InferenceStatistics,
     /// Not kept: the metrics' batch sizes say more.
+    #[schema(value_type = Vec<Object>)]
     pub(in crate::server) batch_stats: [(); 0],
 }
 
 /// Of requests; of one with several images the longest time of any.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::server) struct InferenceStatistics {
     pub(in crate::server) success: Duration,
     pub(in crate::server) fail: Duration,
@@ -159,7 +161,8 @@ pub(in crate::server) struct InferenceStatistics {
 }
 
 /// How often, and nanoseconds in all.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, ToSchema)]
+#[schema(as = StatisticDuration)]
 pub(in crate::server) struct Duration {
     pub(in crate::server) count: u64,
     pub(in crate::server) ns: u64,
@@ -221,7 +224,7 @@ pub(in crate::server) fn statistics(
 }
 
 /// A version of a model in the repository.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::server) struct IndexEntry {
     pub(in crate::server) name: String,
     pub(in crate::server) version: String,

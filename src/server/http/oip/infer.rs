@@ -10,13 +10,14 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use serde::Serialize;
 use serde_json::{Map, Value as Json};
+use utoipa::ToSchema;
 
 use super::Named;
 use super::request::{self, Data, InferRequest, Input, Output, Parameter, Values};
 use crate::server::classify::{Image, Service};
 use crate::server::error::{Error, Kind};
 use crate::server::http::classify::unreadable;
-use crate::server::http::{RequestId, body};
+use crate::server::http::{RequestId, body, openapi};
 use crate::server::oip::{self, Contents, Infer, Inferred, Value, Wanted};
 use crate::server::parameters::Parameters;
 use crate::text::shortened;
@@ -24,6 +25,33 @@ use crate::text::shortened;
 /// Bytes of the JSON that comes before the binary tensors; 0 where the body is the image.
 const JSON_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
 
+/// Classifies a batch of images, all or none
+///
+/// The only input is `image`: FP32 `[N, 3, H, W]`, normalised already, or BYTES `[N]`, encoded images, in JSON as base64.
+/// Outputs: `logits` and `probabilities` FP32 `[N, C]`, `class` INT32 `[N]`, `mask` UINT8 `[N, K]` (1 for each block kept),
+/// `blocks` INT32 `[N]` (kept), `flops` INT64 `[N]` (policy and path). With the parameter `top_k`, `class` and
+/// `probabilities` are `[N, top_k]`, the most probable first. Other parameters: `path`, `threshold`, `max_blocks`,
+/// `max_flops`, `timeout` (microseconds), `binary_data_output`. With the header `Inference-Header-Content-Length: 0` the body
+/// is one encoded image and the parameters are in the query.
+#[utoipa::path(
+    post,
+    path = "/v2/models/{model}/infer",
+    tag = "oip",
+    operation_id = "infer",
+    params(
+        ("model" = String, Path, description = "The model."),
+        ("Inference-Header-Content-Length" = Option<u64>, Header,
+            description = "Bytes of the JSON before the binary tensors; 0 where the body is the image."),
+    ),
+    request_body(content((InferRequest = "application/json"), (openapi::Bytes = "application/octet-stream"))),
+    responses(
+        (status = 200, content(
+            (Shown<'static> = "application/json"),
+            (openapi::Bytes = "application/octet-stream"),
+        ), headers(("Inference-Header-Content-Length" = u64, description = "Bytes of JSON before the binary tensors."))),
+        openapi::Classified,
+    )
+)]
 pub(super) async fn infer(
     State(service): State<Arc<Service>>,
     Extension(id): Extension<RequestId>,
@@ -234,8 +262,9 @@ fn contents(input: &Input, data: Option<Data>, tensors: Bytes) -> Result<Content
 }
 
 /// An answer's JSON.
-#[derive(Serialize)]
-struct Shown<'a> {
+#[derive(Serialize, ToSchema)]
+#[schema(as = InferAnswer)]
+pub(super) struct Shown<'a> {
     model_name: &'a str,
     model_version: &'a str,
     /// The request's, where it had one.
@@ -243,12 +272,14 @@ struct Shown<'a> {
     id: Option<&'a str>,
     /// Facts of the image, where there is one alone.
     #[serde(skip_serializing_if = "Map::is_empty")]
+    #[schema(value_type = Object)]
     parameters: Map<String, Json>,
     outputs: Vec<ShownOutput<'a>>,
 }
 
 /// An output: its `data`, or in `parameters` the bytes that it has after the JSON.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = InferOutput)]
 struct ShownOutput<'a> {
     name: &'static str,
     datatype: &'static str,
@@ -256,10 +287,11 @@ struct ShownOutput<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     parameters: Option<BinarySize>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<Object>>)]
     data: Option<&'a oip::Data>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct BinarySize {
     binary_data_size: usize,
 }

@@ -7,41 +7,50 @@ use base64::Engine as _;
 use bytes::Bytes;
 use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
+use utoipa::ToSchema;
 
 use crate::server::http::body::MOST_IMAGES;
 
 /// An inference request, without what follows it in binary.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, expecting = "an object with inputs")]
 pub(super) struct InferRequest {
     #[serde(default)]
     pub(super) id: Option<String>,
     #[serde(default)]
+    #[schema(value_type = Object)]
     pub(super) parameters: Parameters,
     #[serde(deserialize_with = "bounded::<_, _, 1>")]
+    #[schema(min_items = 1, max_items = 1)]
     pub(super) inputs: Vec<Input>,
     #[serde(default, deserialize_with = "bounded::<_, _, 16>")]
+    #[schema(max_items = 16)]
     pub(super) outputs: Vec<Output>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, expecting = "an object with name, datatype, shape and data")]
+#[schema(as = InferInputTensor)]
 pub(super) struct Input {
     pub(super) name: String,
     pub(super) datatype: String,
     #[serde(deserialize_with = "bounded::<_, _, 16>")]
     pub(super) shape: Vec<i64>,
     #[serde(default)]
+    #[schema(value_type = Object)]
     pub(super) parameters: Parameters,
     #[serde(default)]
+    #[schema(value_type = Option<Vec<Object>>)]
     pub(super) data: Option<Data>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, expecting = "an object with name")]
+#[schema(as = InferRequestedOutput)]
 pub(super) struct Output {
     pub(super) name: String,
     #[serde(default)]
+    #[schema(value_type = Object)]
     pub(super) parameters: Parameters,
 }
 
