@@ -105,10 +105,10 @@ async fn every_series_is_there_at_zero_before_the_first_request() {
     }
 
     let mut expected: Vec<String> = [of_model("one", 6), of_model("other", 3)].concat();
-    for code in [200, 400, 404, 405, 408, 413, 415, 499, 500, 503, 504] {
+    for code in [200, 400, 401, 404, 405, 408, 413, 415, 499, 500, 503, 504] {
         expected.push(format!("blockdrop_requests_total{{code=\"{code}\",protocol=\"http\"}}"));
     }
-    for reason in ["queue_full", "memory", "shutting_down", "deadline", "cancelled"] {
+    for reason in ["unauthenticated", "queue_full", "memory", "shutting_down", "deadline", "cancelled"] {
         expected.push(format!("blockdrop_rejected_total{{reason=\"{reason}\"}}"));
     }
     for stage in ["decode", "preprocess", "queue", "policy", "backbone"] {
@@ -228,7 +228,7 @@ async fn counters_are_exact() {
     assert_eq!(found.of("blockdrop_request_duration_seconds_count{protocol=\"http\"}"), requests);
     assert_eq!(found.of("blockdrop_queue_depth"), 0.0);
     assert_eq!(found.of("blockdrop_inflight_requests"), 0.0);
-    for reason in ["queue_full", "memory", "shutting_down", "deadline", "cancelled"] {
+    for reason in ["unauthenticated", "queue_full", "memory", "shutting_down", "deadline", "cancelled"] {
         assert_eq!(found.rejected(reason), 0.0, "{reason}");
     }
     for series in found.values.iter().filter(|(series, _)| series.starts_with("blockdrop_requests_total")) {

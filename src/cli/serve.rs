@@ -1,11 +1,12 @@
 //! `blockdrop serve`
 
 use std::net::SocketAddr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use blockdrop::server::http::MOST_IMAGES;
-use blockdrop::server::{Limits, ServeError, Settings, serve};
+use blockdrop::server::{KEYS_VARIABLE, Keys, Limits, ServeError, Settings, serve};
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -28,6 +29,11 @@ pub(crate) struct Options {
     /// applications.
     #[arg(long, env = "BLOCKDROP_ADMIN_ADDR", default_value = "127.0.0.1:8081")]
     admin_addr: Checked<SocketAddr>,
+
+    /// File of the API keys that are taken as Authorization: Bearer KEY, one a line; # begins a comment. More may be in
+    /// BLOCKDROP_API_KEYS, separated by commas [default: no key is needed].
+    #[arg(long, env = "BLOCKDROP_API_KEYS_FILE")]
+    api_keys_file: Option<PathBuf>,
 
     /// Directory of models, <name>/<version>/bundle.json.
     #[arg(long, env = "BLOCKDROP_MODELS", default_value = "models")]
@@ -139,6 +145,9 @@ impl Options {
                 problems.note(&format!("{flag}: found the address of {other}, expected one of its own"));
             }
         }
+        let listed = std::env::var_os(KEYS_VARIABLE);
+        let keys = Keys::read(self.api_keys_file.as_deref(), listed.as_ref().map(|listed| listed.as_bytes()));
+        let keys = keys.map_err(|wrong| wrong.iter().for_each(|wrong| problems.note(&format!("API keys: {wrong}"))));
         let running = self.run_on.check(&mut problems);
         let max_batch =
             problems.take("--max-batch", "1 to 512 images", self.max_batch, |images| (1..=512).contains(images));
@@ -184,6 +193,7 @@ impl Options {
                 profiles: self.profile_dir,
                 limits: Limits { body: body?, bodies: bodies?, pixels: pixels?, images: max_images?, time: *time? },
                 drain: *drain?,
+                keys: keys.ok()?,
             })
         };
         let settings = settings();

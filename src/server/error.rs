@@ -10,6 +10,7 @@ use crate::scheduler::{Refused, WorkError};
 /// What kind of error it is; fixes the status and the machine-readable code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
+    Unauthenticated,
     InvalidParameter,
     InvalidBody,
     EmptyBody,
@@ -34,6 +35,7 @@ impl Kind {
     /// The status over HTTP.
     pub fn status(self) -> StatusCode {
         match self {
+            Self::Unauthenticated => StatusCode::UNAUTHORIZED,
             Self::InvalidParameter | Self::InvalidBody | Self::EmptyBody | Self::InvalidImage | Self::InvalidBundle => {
                 StatusCode::BAD_REQUEST
             }
@@ -51,6 +53,7 @@ impl Kind {
     /// The `code` of an error answer: stable, for programs.
     pub fn code(self) -> &'static str {
         match self {
+            Self::Unauthenticated => "unauthenticated",
             Self::InvalidParameter => "invalid_parameter",
             Self::InvalidBody => "invalid_body",
             Self::EmptyBody => "empty_body",

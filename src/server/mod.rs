@@ -7,6 +7,7 @@ mod classify;
 mod error;
 mod grpc;
 pub mod http;
+mod keys;
 mod oip;
 mod parameters;
 mod readiness;
@@ -14,5 +15,6 @@ mod run;
 
 pub use classify::{Classified, Image, ImageResult, Limits, Request, Service, Times, Timing};
 pub use error::{Error, Kind};
+pub use keys::{KEYS_VARIABLE, Keys, KeysError};
 pub use readiness::Readiness;
 pub use run::{ServeError, Settings, serve};

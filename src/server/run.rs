@@ -15,6 +15,7 @@ use tokio::net::TcpSocket;
 use tokio::task::JoinHandle;
 
 use super::classify::{Limits, Service};
+use super::keys::Keys;
 use super::readiness::Readiness;
 use super::{admin, grpc, http};
 use crate::engine::{Paths, Provider, Runtime, RuntimeError};
@@ -43,6 +44,8 @@ pub struct Settings {
     pub profiles: Option<PathBuf>,
     pub limits: Limits,
     pub drain: Duration,
+    /// Who may use the public listeners.
+    pub keys: Keys,
 }
 
 /// Why the server could not start, or stopped badly.
@@ -131,8 +134,8 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
         settings.limits,
         std::thread::available_parallelism().map_or(1, NonZero::get),
     ));
-    let http = Listener::start(public.listen()?, http::router(Arc::clone(&service)))?;
-    let (calls, health) = grpc::router(Arc::clone(&service)).await;
+    let http = Listener::start(public.listen()?, http::router(Arc::clone(&service), settings.keys.clone()))?;
+    let (calls, health) = grpc::router(Arc::clone(&service), settings.keys.clone()).await;
     let grpc = Listener::start(services.listen()?, calls)?;
     readiness.ready();
     tracing::info!(
@@ -142,6 +145,7 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
         onnxruntime = runtime.version(),
         workers = settings.workers,
         path_cache_bytes = settings.path_cache,
+        api_keys = settings.keys.count(),
         "ready"
     );
 

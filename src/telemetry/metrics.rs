@@ -20,7 +20,7 @@ const SECONDS: [f64; 14] = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01,
 const BATCHES: [f64; 10] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
 
 /// Every status that the HTTP side answers with.
-const HTTP_CODES: [&str; 11] = ["200", "400", "404", "405", "408", "413", "415", "499", "500", "503", "504"];
+const HTTP_CODES: [&str; 12] = ["200", "400", "401", "404", "405", "408", "413", "415", "499", "500", "503", "504"];
 
 /// Every status that the gRPC side answers with.
 const GRPC_CODES: [&str; 9] = [
@@ -62,6 +62,8 @@ impl Stage {
 /// Why work was turned away or given up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rejected {
+    /// It had no API key, or an unknown one.
+    Unauthenticated,
     /// The queue had no room.
     QueueFull,
     /// Bodies in memory are at their limit.
@@ -75,10 +77,12 @@ pub enum Rejected {
 }
 
 impl Rejected {
-    const ALL: [Self; 5] = [Self::QueueFull, Self::Memory, Self::ShuttingDown, Self::Deadline, Self::Cancelled];
+    const ALL: [Self; 6] =
+        [Self::Unauthenticated, Self::QueueFull, Self::Memory, Self::ShuttingDown, Self::Deadline, Self::Cancelled];
 
     fn name(self) -> &'static str {
         match self {
+            Self::Unauthenticated => "unauthenticated",
             Self::QueueFull => "queue_full",
             Self::Memory => "memory",
             Self::ShuttingDown => "shutting_down",
@@ -170,7 +174,7 @@ impl Metrics {
             histograms("blockdrop_stage_duration_seconds", "Time that an image spent in a stage.", "stage", &SECONDS);
         let rejected = counters(
             "blockdrop_rejected_total",
-            "Requests turned away (queue_full, memory, shutting_down) and images given up (deadline, cancelled).",
+            "Requests turned away (unauthenticated, queue_full, memory, shutting_down) and images given up (deadline, cancelled).",
             &["reason"],
         );
         let gauges = |name: &str, help: &str| {

@@ -21,6 +21,7 @@ use tonic_health::server::HealthReporter;
 use super::classify::Service;
 use super::error::Error;
 use super::http::{REQUEST_ID, RequestId};
+use super::keys::{Guard, Keys};
 use crate::proto::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
 use crate::proto::v1::classifier_server::ClassifierServer;
 use call::Call;
@@ -33,11 +34,12 @@ const SERVICES: [&str; 3] = ["", "inference.GRPCInferenceService", "blockdrop.v1
 /// The calls that run images: a server that is full says so before it reads their messages.
 const CLASSIFYING: [&str; 2] = ["/inference.GRPCInferenceService/ModelInfer", "/blockdrop.v1.Classifier/Classify"];
 
-/// The public services, and who reports their health.
+/// The public services, for those who have one of the `keys`, and who reports their health.
 ///
 /// # Panics
 /// The descriptors in this binary are broken.
-pub(super) async fn router(service: Arc<Service>) -> (Router, HealthReporter) {
+pub(super) async fn router(service: Arc<Service>, keys: Keys) -> (Router, HealthReporter) {
+    let guard = Guard { keys, metrics: Arc::clone(&service.metrics), open: is_open };
     let most = service.limits.body;
     let (reporter, health) = tonic_health::server::health_reporter();
     for name in SERVICES {
@@ -70,8 +72,13 @@ pub(super) async fn router(service: Arc<Service>) -> (Router, HealthReporter) {
         .add_service(health.max_decoding_message_size(SMALL))
         .add_service(v1)
         .add_service(v1alpha);
-    let router = routes.into_axum_router().layer(from_fn_with_state(service, head));
+    let router = routes.into_axum_router().layer(from_fn_with_state((service, guard), head));
     (router, reporter)
+}
+
+/// What needs no key.
+fn is_open(path: &str) -> bool {
+    path.starts_with("/grpc.health.v1.Health/")
 }
 
 /// Tells clients that watch that the server stops.
@@ -82,9 +89,10 @@ pub(super) async fn stopping(reporter: &HealthReporter) {
 }
 
 /// Reads a call's head: its id and deadline; and limits its body.
-async fn head(State(service): State<Arc<Service>>, request: Request, next: Next) -> Response {
+async fn head(State((service, guard)): State<(Arc<Service>, Guard)>, request: Request, next: Next) -> Response {
     let id = RequestId::of(&request);
-    let mut response = match called(&service, request, &id) {
+    let admitted = guard.check(request.uri().path(), request.headers());
+    let mut response = match admitted.and_then(|()| called(&service, request, &id)) {
         Ok(request) => next.run(request).await,
         Err(error) => refused(error),
     };

@@ -9,6 +9,7 @@ impl Kind {
     /// The status over gRPC.
     pub fn grpc(self) -> Code {
         match self {
+            Self::Unauthenticated => Code::Unauthenticated,
             Self::InvalidParameter
             | Self::InvalidBody
             | Self::InvalidBundle

@@ -25,10 +25,12 @@ use utoipa_axum::routes;
 use self::openapi::ErrorBody;
 use super::classify::Service;
 use super::error::{Error, Kind};
+use super::keys::{Guard, Keys, require};
 use crate::text::shortened;
 
-/// The public routes.
-pub fn router(service: Arc<Service>) -> Router {
+/// The public routes, for those who have one of the `keys`.
+pub(super) fn router(service: Arc<Service>, keys: Keys) -> Router {
+    let guard = Guard { keys, metrics: Arc::clone(&service.metrics), open: is_open };
     let (routes, api) = OpenApiRouter::with_openapi(openapi::base())
         .routes(routes!(classify::classify))
         .routes(routes!(models::list))
@@ -40,8 +42,16 @@ pub fn router(service: Arc<Service>) -> Router {
         .fallback(not_found)
         .with_state(Arc::clone(&service))
         .layer(CatchPanicLayer::custom(panicked))
+        .layer(from_fn_with_state(guard, require))
         .layer(from_fn_with_state(service, observe));
     identified(routes)
+}
+
+/// What needs no key: the page, the documentation, and health.
+fn is_open(path: &str) -> bool {
+    matches!(path, "/" | "/docs" | "/openapi.json" | "/v2/health/live" | "/v2/health/ready")
+        || path.starts_with("/page/")
+        || path.starts_with("/docs/")
 }
 
 /// [`identify`] around `routes` as a whole: what the router adds to an answer last, such as `Allow`, is there for it.
@@ -106,6 +116,9 @@ fn render(error: &Error, id: &RequestId, before: Response) -> Response {
         }
     }
     match error.kind {
+        Kind::Unauthenticated => {
+            drop(response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")));
+        }
         Kind::Starting | Kind::Overloaded | Kind::ShuttingDown => {
             drop(response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1")));
         }
