@@ -31,6 +31,7 @@ pub fn router(service: Arc<Service>) -> Router {
         .route("/v1/classify", post(classify::classify))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{name}", get(models::show))
+        .route("/v1/models/{name}/statistics", get(models::statistics))
         .merge(oip::routes())
         .fallback(not_found)
         .with_state(Arc::clone(&service))

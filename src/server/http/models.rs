@@ -1,4 +1,4 @@
-//! `GET /v1/models` and `GET /v1/models/{name}`
+//! `GET /v1/models`, `GET /v1/models/{name}` and `GET /v1/models/{name}/statistics`
 
 use std::sync::Arc;
 
@@ -63,6 +63,29 @@ struct ShownBlock {
     output: Vec<u64>,
 }
 
+/// What a model's images came to since the server's start, those of all its versions together.
+#[derive(Serialize)]
+pub(super) struct Statistics {
+    model: String,
+    version: String,
+    /// Images that ran.
+    images: u64,
+    /// Blocks that they kept, in all.
+    blocks_kept: u64,
+    /// Blocks that each could have kept.
+    blocks_total: usize,
+    flops: SpentFlops,
+    uptime_seconds: f64,
+}
+
+/// FLOPs of all images: of the policy network, of the paths that ran, and what full nets would have taken.
+#[derive(Serialize)]
+struct SpentFlops {
+    policy: u64,
+    executed: u64,
+    full: u64,
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Which {
@@ -78,10 +101,37 @@ pub(super) async fn show(
     name: Result<Path<String>, PathRejection>,
     which: Result<Query<Which>, QueryRejection>,
 ) -> Result<Json<Shown>, Error> {
+    let model = named(&service, name, which)?;
+    Ok(Json(shown(&service, &model)))
+}
+
+pub(super) async fn statistics(
+    State(service): State<Arc<Service>>,
+    name: Result<Path<String>, PathRejection>,
+    which: Result<Query<Which>, QueryRejection>,
+) -> Result<Json<Statistics>, Error> {
+    let model = named(&service, name, which)?;
+    let counts = model.metrics.counts();
+    Ok(Json(Statistics {
+        model: model.name.clone(),
+        version: model.version.to_string(),
+        images: counts.images,
+        blocks_kept: counts.blocks_kept,
+        blocks_total: model.engine.costs().blocks.len(),
+        flops: SpentFlops { policy: counts.flops_policy, executed: counts.flops_executed, full: counts.flops_full },
+        uptime_seconds: counts.since.elapsed().as_secs_f64(),
+    }))
+}
+
+/// The model that a path names, in the version that the query names.
+fn named(
+    service: &Service,
+    name: Result<Path<String>, PathRejection>,
+    which: Result<Query<Which>, QueryRejection>,
+) -> Result<Arc<Model>, Error> {
     let Path(name) = name.map_err(|rejection| Error::new(Kind::InvalidParameter, rejection.body_text()))?;
     let Query(which) = which.map_err(|rejection| unreadable(&rejection))?;
-    let model = service.registry.get(Some(&name), which.version.as_deref())?;
-    Ok(Json(shown(&service, &model)))
+    Ok(service.registry.get(Some(&name), which.version.as_deref())?)
 }
 
 fn shown(service: &Service, model: &Model) -> Shown {
