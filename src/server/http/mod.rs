@@ -5,6 +5,7 @@ mod classify;
 mod linger;
 mod models;
 mod oip;
+mod page;
 
 pub use body::MOST_IMAGES;
 
@@ -32,6 +33,7 @@ pub fn router(service: Arc<Service>) -> Router {
         .route("/v1/models", get(models::list))
         .route("/v1/models/{name}", get(models::show))
         .route("/v1/models/{name}/statistics", get(models::statistics))
+        .merge(page::routes())
         .merge(oip::routes())
         .fallback(not_found)
         .with_state(Arc::clone(&service))
