@@ -57,15 +57,23 @@ photos: ## draw JPEG files of photographs' size to time larger nets with (FOLDER
 	"$$venv/bin/python" scripts/draw_photos.py "$(FOLDER)"
 
 .PHONY: test
-test: test-scripts ## run all tests of the product and of its scripts
-	@scripts/need cargo cc python3 $(pip)
+test: test-scripts ## run all tests of the product, its page and its scripts
+	@scripts/need cargo cc python3:3.11 $(pip) venv chromium
 	@$(with_onnxruntime) && set -x && $(CARGO) test --workspace --locked
 	python3 -B scripts/smoke_serve.py
+	@$(MAKE) --no-print-directory test-page
 
 .PHONY: test-scripts
 test-scripts: ## run the tests of scripts/
 	@scripts/need python3 pip
 	python3 -B -m unittest discover --start-directory scripts --pattern 'test_*.py'
+
+.PHONY: test-page
+test-page: ## test the page in headless Chromium (ARGS="..." adds options of pytest)
+	@scripts/need cargo cc python3:3.11 $(pip) venv chromium
+	@$(with_onnxruntime) && venv="$$(scripts/venv page scripts/page-requirements.txt)" && set -x && \
+	$(CARGO) build --locked --bin blockdrop && \
+	"$$venv/bin/python" -B -m pytest -p no:cacheprovider tests/page $(ARGS)
 
 .PHONY: lint
 lint: ## check formatting, lints, types, licences and sources

@@ -190,7 +190,7 @@ async fn wrong_methods_and_paths() {
         assert_eq!(found.header("allow"), Some(allow));
     }
     for (method, path) in [
-        ("GET", "/"),
+        ("GET", "/page"),
         ("POST", "/v1/classify/"),
         ("GET", "/v1"),
         ("GET", "/v1/models/net/1"),

@@ -7,7 +7,7 @@ mod common;
 use blockdrop_testkit::Net;
 use common::reference::Reference;
 use common::server::{Server, answered};
-use common::{contains, png};
+use common::{contains, models, png};
 use serde_json::{Value, json};
 
 /// The model `one` in versions 2, 9 and 10, the model `other` of another shape in version 1.
@@ -142,4 +142,53 @@ async fn what_is_no_version_is_passed_over() {
     let log = server.log();
     let warned = log.iter().any(|line| line["level"] == "WARN" && line.to_string().contains("/two"));
     assert!(warned, "{log:?}");
+}
+
+#[tokio::test]
+async fn statistics_are_the_sums_of_what_was_answered() {
+    let dir = models("one", &Net::tiny(5));
+    Net { segments: vec![1, 2], ..Net::tiny(6) }.write(&dir.path().join("other/1")).unwrap();
+    let server = Server::start(dir.path(), &["--default-model", "one"]);
+    let statistics = async |name: &str| answered(server.get(&format!("/v1/models/{name}/statistics")).await).await;
+    let counts = |mut shown: Value| {
+        let uptime = shown.as_object_mut().unwrap().remove("uptime_seconds").unwrap();
+        assert!(uptime.as_f64().unwrap() > 0.0);
+        shown
+    };
+    let nothing = |name: &str, blocks: usize| {
+        json!({
+            "model": name, "version": "1", "images": 0, "blocks_kept": 0, "blocks_total": blocks,
+            "flops": {"policy": 0, "executed": 0, "full": 0},
+        })
+    };
+    assert_eq!(counts(statistics("one").await), nothing("one", 6));
+
+    let (mut kept, mut policy, mut executed, mut full) = (0, 0, 0, 0);
+    let mut images = 0;
+    let queries = ["", "?threshold=0", "?threshold=1", "?path=full", "?path=mask:101010", "?max_blocks=2"];
+    for (seed, query) in (0..).zip(queries) {
+        let answer = server.classify_all(query, &[png(seed), png(seed + 100)]).await;
+        for result in answer["results"].as_array().unwrap() {
+            let flops = |of: &str| result["flops"][of].as_u64().unwrap();
+            images += 1;
+            kept += result["path"]["blocks_kept"].as_u64().unwrap();
+            policy += flops("policy");
+            executed += flops("executed");
+            full += flops("full");
+        }
+    }
+    // What was refused counts for nothing.
+    assert_eq!(server.post("", "no image").await.status(), 415);
+    let expected = json!({
+        "model": "one", "version": "1", "images": images, "blocks_kept": kept, "blocks_total": 6,
+        "flops": {"policy": policy, "executed": executed, "full": full},
+    });
+    assert_eq!(counts(statistics("one").await), expected);
+    assert_eq!(counts(statistics("other").await), nothing("other", 3), "each model counts its own");
+
+    let refused = server.get("/v1/models/two/statistics").await;
+    assert_eq!(refused.status(), 404);
+    assert_eq!(refused.json::<Value>().await.unwrap()["code"], "unknown_model");
+    assert_eq!(server.get("/v1/models/one/statistics?version=7").await.status(), 404);
+    assert_eq!(server.get("/v1/models/one/statistics?since=7").await.status(), 400);
 }

@@ -50,6 +50,11 @@ impl Kept {
         self.counts()[blocks] += 1;
     }
 
+    /// Blocks that all images kept together.
+    pub(super) fn sum(&self) -> u64 {
+        self.counts().iter().zip(0..).map(|(images, blocks): (_, u64)| images * blocks).sum()
+    }
+
     fn histogram(&self) -> Histogram {
         let counts = self.counts().clone();
         let (mut images, mut sum) = (0, 0);
@@ -110,6 +115,7 @@ mod tests {
         let buckets = histogram.get_bucket().iter().map(|bucket| (bucket.upper_bound(), bucket.cumulative_count()));
         assert_eq!(buckets.collect::<Vec<_>>(), [(0.0, 1), (1.0, 1), (2.0, 3), (3.0, 3), (4.0, 4)]);
         assert_eq!((histogram.get_sample_count(), histogram.get_sample_sum()), (4, 8.0));
+        assert_eq!(few.sum(), 8);
         assert_eq!(all.collect()[0].get_metric().len(), 1);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prometheus::core::Collector;
 use prometheus::{
@@ -110,6 +110,7 @@ pub struct Metrics {
     blocks_kept: KeptBlocks,
     model_ready: IntGaugeVec,
     models: Mutex<HashMap<String, Arc<ModelMetrics>>>,
+    started: Instant,
     /// Images admitted whose path does not run yet.
     pub queue_depth: IntGauge,
     /// Requests being answered.
@@ -129,8 +130,22 @@ pub struct ModelMetrics {
     policy: Histogram,
     backbone: Histogram,
     ready: IntGauge,
+    started: Instant,
     /// For the engine to count its compiled paths.
     pub paths: PathMetrics,
+}
+
+/// What a model's images came to.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Counts {
+    pub images: u64,
+    /// Of all images together, as the FLOPs are.
+    pub blocks_kept: u64,
+    pub flops_executed: u64,
+    pub flops_policy: u64,
+    pub flops_full: u64,
+    /// When they were zero.
+    pub since: Instant,
 }
 
 impl Metrics {
@@ -228,6 +243,7 @@ impl Metrics {
             requests,
             request_duration,
             models: Mutex::new(HashMap::new()),
+            started: Instant::now(),
             registry,
         }
     }
@@ -259,6 +275,7 @@ impl Metrics {
             policy: self.stages[Stage::Policy as usize].clone(),
             backbone: self.stages[Stage::Backbone as usize].clone(),
             ready: self.model_ready.with_label_values(&[name]),
+            started: self.started,
         });
         models.insert(name.to_owned(), Arc::clone(&model));
         model
@@ -305,6 +322,20 @@ impl ModelMetrics {
             self.policy.observe(answer.policy.as_secs_f64());
         }
         self.backbone.observe(answer.backbone.as_secs_f64());
+    }
+
+    /// What the images so far came to.
+    pub fn counts(&self) -> Counts {
+        // The counters are floating point, as Prometheus has it, of whole numbers.
+        let whole = |value: f64| value as u64;
+        Counts {
+            images: self.images.get(),
+            blocks_kept: self.blocks_kept.sum(),
+            flops_executed: whole(self.flops_executed.get()),
+            flops_policy: whole(self.flops_policy.get()),
+            flops_full: whole(self.flops_full.get()),
+            since: self.started,
+        }
     }
 
     /// Counts a group that ran a path together.

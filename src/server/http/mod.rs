@@ -6,6 +6,7 @@ mod linger;
 mod models;
 mod oip;
 mod openapi;
+mod page;
 
 pub use body::MOST_IMAGES;
 
@@ -35,9 +36,11 @@ pub(super) fn router(service: Arc<Service>, keys: Keys) -> Router {
         .routes(routes!(classify::classify))
         .routes(routes!(models::list))
         .routes(routes!(models::show))
+        .routes(routes!(models::statistics))
         .merge(oip::routes())
         .split_for_parts();
     let routes = routes
+        .merge(page::routes())
         .merge(openapi::routes(&openapi::complete(api)))
         .fallback(not_found)
         .with_state(Arc::clone(&service))

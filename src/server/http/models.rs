@@ -1,4 +1,4 @@
-//! `GET /v1/models` and `GET /v1/models/{name}`
+//! `GET /v1/models`, `GET /v1/models/{name}` and `GET /v1/models/{name}/statistics`
 
 use std::sync::Arc;
 
@@ -17,12 +17,14 @@ use crate::server::classify::Service;
 use crate::server::error::{Error, Kind};
 
 #[derive(Serialize, ToSchema)]
+#[schema(as = Models)]
 pub(super) struct List {
     models: Vec<Shown>,
 }
 
 /// What a model is.
 #[derive(Serialize, ToSchema)]
+#[schema(as = Model)]
 pub(super) struct Shown {
     name: String,
     version: String,
@@ -54,6 +56,7 @@ pub(super) struct Shown {
 
 /// FLOPs of one image (two per multiply-accumulate).
 #[derive(Serialize, ToSchema)]
+#[schema(as = ModelFlops)]
 struct ShownFlops {
     policy: u64,
     stem: u64,
@@ -62,6 +65,7 @@ struct ShownFlops {
 }
 
 #[derive(Serialize, ToSchema)]
+#[schema(as = ModelBlock)]
 struct ShownBlock {
     segment: usize,
     /// FLOPs where the block is kept, and where only its shortcut runs.
@@ -70,6 +74,30 @@ struct ShownBlock {
     /// Shape of its input and output, `[C, H, W]`.
     input: Vec<u64>,
     output: Vec<u64>,
+}
+
+/// What a model's images came to since the server's start, those of all its versions together.
+#[derive(Serialize, ToSchema)]
+#[schema(as = ModelCounts)]
+pub(super) struct Statistics {
+    model: String,
+    version: String,
+    /// Images that ran.
+    images: u64,
+    /// Blocks that they kept, in all.
+    blocks_kept: u64,
+    /// Blocks that each could have kept.
+    blocks_total: usize,
+    flops: SpentFlops,
+    uptime_seconds: f64,
+}
+
+/// FLOPs of all images: of the policy network, of the paths that ran, and what full nets would have taken.
+#[derive(Serialize, ToSchema)]
+struct SpentFlops {
+    policy: u64,
+    executed: u64,
+    full: u64,
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -100,10 +128,46 @@ pub(super) async fn show(
     name: Result<Path<String>, PathRejection>,
     which: Result<Query<Which>, QueryRejection>,
 ) -> Result<Json<Shown>, Error> {
+    let model = named(&service, name, which)?;
+    Ok(Json(shown(&service, &model)))
+}
+
+/// What a model's images came to since the server's start
+#[utoipa::path(
+    get,
+    path = "/v1/models/{name}/statistics",
+    tag = "models",
+    operation_id = "counts",
+    params(("name" = String, Path, description = "The model."), Which),
+    responses((status = 200, body = Statistics), Told)
+)]
+pub(super) async fn statistics(
+    State(service): State<Arc<Service>>,
+    name: Result<Path<String>, PathRejection>,
+    which: Result<Query<Which>, QueryRejection>,
+) -> Result<Json<Statistics>, Error> {
+    let model = named(&service, name, which)?;
+    let counts = model.metrics.counts();
+    Ok(Json(Statistics {
+        model: model.name.clone(),
+        version: model.version.to_string(),
+        images: counts.images,
+        blocks_kept: counts.blocks_kept,
+        blocks_total: model.engine.costs().blocks.len(),
+        flops: SpentFlops { policy: counts.flops_policy, executed: counts.flops_executed, full: counts.flops_full },
+        uptime_seconds: counts.since.elapsed().as_secs_f64(),
+    }))
+}
+
+/// The model that a path names, in the version that the query names.
+fn named(
+    service: &Service,
+    name: Result<Path<String>, PathRejection>,
+    which: Result<Query<Which>, QueryRejection>,
+) -> Result<Arc<Model>, Error> {
     let Path(name) = name.map_err(|rejection| Error::new(Kind::InvalidParameter, rejection.body_text()))?;
     let Query(which) = which.map_err(|rejection| unreadable(&rejection))?;
-    let model = service.registry.get(Some(&name), which.version.as_deref())?;
-    Ok(Json(shown(&service, &model)))
+    Ok(service.registry.get(Some(&name), which.version.as_deref())?)
 }
 
 fn shown(service: &Service, model: &Model) -> Shown {
