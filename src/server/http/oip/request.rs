@@ -11,9 +11,10 @@ use utoipa::ToSchema;
 
 use crate::server::http::body::MOST_IMAGES;
 
-/// An inference request, without what follows it in binary.
+/// An inference request, without what follows it in binary. Members that other servers know are passed over, and null is
+/// as good as absent.
 #[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields, expecting = "an object with inputs")]
+#[serde(expecting = "an object with inputs")]
 pub(super) struct InferRequest {
     #[serde(default)]
     pub(super) id: Option<String>,
@@ -29,7 +30,7 @@ pub(super) struct InferRequest {
 }
 
 #[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields, expecting = "an object with name, datatype, shape and data")]
+#[serde(expecting = "an object with name, datatype, shape and data")]
 #[schema(as = InferInputTensor)]
 pub(super) struct Input {
     pub(super) name: String,
@@ -45,7 +46,7 @@ pub(super) struct Input {
 }
 
 #[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields, expecting = "an object with name")]
+#[serde(expecting = "an object with name")]
 #[schema(as = InferRequestedOutput)]
 pub(super) struct Output {
     pub(super) name: String,
@@ -96,6 +97,10 @@ impl<'de> Deserialize<'de> for Parameters {
                 out.write_str("an object of parameters")
             }
 
+            fn visit_unit<E>(self) -> Result<Parameters, E> {
+                Ok(Parameters::default())
+            }
+
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Parameters, A::Error> {
                 let mut pairs: Vec<(String, Parameter)> = Vec::new();
                 while let Some(name) = map.next_key::<String>()? {
@@ -111,7 +116,7 @@ impl<'de> Deserialize<'de> for Parameters {
             }
         }
 
-        parameters.deserialize_map(Pairs)
+        parameters.deserialize_any(Pairs)
     }
 }
 
@@ -165,7 +170,7 @@ impl<'de> Deserialize<'de> for Parameter {
     }
 }
 
-/// A list of at most `MOST` elements: no more are ever in memory.
+/// A list of at most `MOST` elements, or null for none: no more are ever in memory.
 fn bounded<'de, D: Deserializer<'de>, T: Deserialize<'de>, const MOST: usize>(list: D) -> Result<Vec<T>, D::Error> {
     struct Bounded<T, const MOST: usize>(PhantomData<T>);
 
@@ -174,6 +179,10 @@ fn bounded<'de, D: Deserializer<'de>, T: Deserialize<'de>, const MOST: usize>(li
 
         fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
             write!(out, "a list of at most {MOST}")
+        }
+
+        fn visit_unit<E>(self) -> Result<Vec<T>, E> {
+            Ok(Vec::new())
         }
 
         fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<T>, A::Error> {
@@ -188,7 +197,7 @@ fn bounded<'de, D: Deserializer<'de>, T: Deserialize<'de>, const MOST: usize>(li
         }
     }
 
-    list.deserialize_seq(Bounded::<T, MOST>(PhantomData))
+    list.deserialize_any(Bounded::<T, MOST>(PhantomData))
 }
 
 /// The `data` of an input, flat or nested.
