@@ -9,7 +9,7 @@ CARGO_DENY_VERSION := 0.20.2
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/blockdrop
 CARGO_DENY_HOME := $(CACHE)/cargo-deny-$(CARGO_DENY_VERSION)
 SHELL_SCRIPTS := .ci/run scripts/need
-PYTHON_SCRIPTS := scripts/fetch-onnxruntime scripts/venv
+PYTHON_SCRIPTS := scripts/fetch-onnxruntime scripts/venv tests/clients/grpcurl
 
 # Tells the product where ONNX Runtime is; pip is what fetches it.
 with_onnxruntime = ORT_DYLIB_PATH="$$(scripts/fetch-onnxruntime)" && export ORT_DYLIB_PATH
@@ -61,6 +61,15 @@ test: test-scripts ## run all tests of the product and of its scripts
 	@scripts/need cargo cc python3 $(pip)
 	@$(with_onnxruntime) && set -x && $(CARGO) test --workspace --locked
 	python3 -B scripts/smoke_serve.py
+	@$(MAKE) --no-print-directory test-clients
+
+.PHONY: test-clients
+test-clients: ## run tests with real clients: tritonclient, gRPC, README's
+	@scripts/need cargo cc curl python3:3.11 venv
+	@$(with_onnxruntime) && \
+	venv="$$(scripts/venv clients scripts/clients-requirements.txt)" && set -x && \
+	$(CARGO) build --workspace --locked --bin blockdrop --example classify && \
+	"$$venv/bin/python" -B -m pytest tests/clients
 
 .PHONY: test-scripts
 test-scripts: ## run the tests of scripts/
