@@ -9,7 +9,7 @@ CARGO_DENY_VERSION := 0.20.2
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/blockdrop
 CARGO_DENY_HOME := $(CACHE)/cargo-deny-$(CARGO_DENY_VERSION)
 SHELL_SCRIPTS := .ci/run scripts/need
-PYTHON_SCRIPTS := scripts/fetch-onnxruntime scripts/venv
+PYTHON_SCRIPTS := scripts/fetch-onnxruntime scripts/venv tests/clients/grpcurl
 
 # Tells the product where ONNX Runtime is; pip is what fetches it.
 with_onnxruntime = ORT_DYLIB_PATH="$$(scripts/fetch-onnxruntime)" && export ORT_DYLIB_PATH
@@ -57,11 +57,20 @@ photos: ## draw JPEG files of photographs' size to time larger nets with (FOLDER
 	"$$venv/bin/python" scripts/draw_photos.py "$(FOLDER)"
 
 .PHONY: test
-test: test-scripts ## run all tests of the product, its page and its scripts
-	@scripts/need cargo cc python3:3.11 $(pip) venv chromium
+test: test-scripts ## run all tests: of the product, its page, its clients and its scripts
+	@scripts/need cargo cc curl python3:3.11 $(pip) venv chromium
 	@$(with_onnxruntime) && set -x && $(CARGO) test --workspace --locked
 	python3 -B scripts/smoke_serve.py
 	@$(MAKE) --no-print-directory test-page
+	@$(MAKE) --no-print-directory test-clients
+
+.PHONY: test-clients
+test-clients: ## run tests with real clients: tritonclient, gRPC, README's
+	@scripts/need cargo cc curl python3:3.11 venv
+	@$(with_onnxruntime) && \
+	venv="$$(scripts/venv clients scripts/clients-requirements.txt)" && set -x && \
+	$(CARGO) build --workspace --locked --bin blockdrop --example classify && \
+	"$$venv/bin/python" -B -m pytest tests/clients
 
 .PHONY: test-scripts
 test-scripts: ## run the tests of scripts/

@@ -216,13 +216,13 @@ class Need(unittest.TestCase):
         self.assertEqual((done.returncode, done.stdout, done.stderr), (0, "", ""))
 
     def test_names_all_that_is_missing_at_once(self):
-        done = self.need("cargo", "cc", "python3", "pip", "venv", "chromium", path="/nowhere")
+        done = self.need("cargo", "cc", "curl", "python3", "pip", "venv", "chromium", path="/nowhere")
         self.assertEqual(done.returncode, 1)
         for line in (
-            "missing on this machine: cargo (Rust), cc (a C compiler), python3 (3.9 or newer), pip for python3, venv",
+            "missing on this machine: cargo (Rust), cc (a C compiler), curl, python3 (3.9 or newer), pip for python3, venv",
             "chromium (a browser; CHROMIUM names one that is not on the path)",
-            "apt-get install build-essential python3 python3-pip python3-venv chromium\n",
-            "dnf install gcc python3 python3-pip chromium\n",
+            "apt-get install build-essential curl python3 python3-pip python3-venv chromium\n",
+            "dnf install gcc curl python3 python3-pip chromium\n",
             "xcode-select --install\n",
             "brew install python\n",
             "brew install --cask chromium\n",
