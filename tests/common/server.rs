@@ -21,6 +21,7 @@ pub(crate) struct Server {
     /// Lines of its log so far.
     lines: Vec<String>,
     pub(crate) http: SocketAddr,
+    pub(crate) grpc: SocketAddr,
     pub(crate) admin: SocketAddr,
     pub(crate) client: Client,
 }
@@ -62,6 +63,7 @@ impl Server {
         let mut server = Self::launch(command);
         let ready = server.logged(|line| line["message"] == "ready");
         server.http = address(&ready);
+        server.grpc = ready["grpc"].as_str().and_then(|address| address.parse().ok()).expect("an address");
         server
     }
 
@@ -75,7 +77,7 @@ impl Server {
         });
         let nowhere = SocketAddr::from(([0; 4], 0));
         let client = Client::builder().timeout(PATIENCE).build().expect("a client");
-        let mut server = Self { child, log, lines: Vec::new(), http: nowhere, admin: nowhere, client };
+        let mut server = Self { child, log, lines: Vec::new(), http: nowhere, grpc: nowhere, admin: nowhere, client };
         let said = |line: &Value| line["message"].as_str().is_some_and(|text| text.starts_with("admin listener"));
         server.admin = address(&server.logged(said));
         server
