@@ -2,6 +2,7 @@
 
 mod body;
 mod classify;
+pub(super) mod encoding;
 mod linger;
 mod models;
 mod oip;
@@ -36,10 +37,11 @@ pub(super) fn router(service: Arc<Service>, keys: Keys) -> Router {
         .merge(oip::routes())
         .fallback(not_found)
         .with_state(Arc::clone(&service))
+        .layer(from_fn_with_state(service.limits.body, encoding::decompress))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn_with_state(guard, require))
         .layer(from_fn_with_state(service, observe));
-    identified(routes)
+    encoding::compressed(identified(routes))
 }
 
 /// What needs no key: the page, the documentation, and health.
@@ -116,6 +118,10 @@ fn render(error: &Error, id: &RequestId, before: Response) -> Response {
         }
         Kind::Starting | Kind::Overloaded | Kind::ShuttingDown => {
             drop(response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1")));
+        }
+        Kind::UnsupportedEncoding => {
+            let accepted = HeaderValue::from_static(encoding::ACCEPTED);
+            drop(response.headers_mut().insert(header::ACCEPT_ENCODING, accepted));
         }
         // The client is still sending; what comes is read for a while and forgotten, not taken for a next request.
         Kind::BodyTooLarge | Kind::BodyTimeout => {
