@@ -2,12 +2,14 @@
 
 mod body;
 mod classify;
+mod cors;
 pub(super) mod encoding;
 mod linger;
 mod models;
 mod oip;
 
 pub use body::MOST_IMAGES;
+pub use cors::Origins;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -27,8 +29,8 @@ use super::error::{Error, Kind};
 use super::keys::{Guard, Keys, require};
 use crate::text::shortened;
 
-/// The public routes, for those who have one of the `keys`.
-pub(super) fn router(service: Arc<Service>, keys: Keys) -> Router {
+/// The public routes, for those who have one of the `keys`, and for web pages of `origins`.
+pub(super) fn router(service: Arc<Service>, keys: Keys, origins: Origins) -> Router {
     let guard = Guard { keys, metrics: Arc::clone(&service.metrics), open: is_open };
     let routes = Router::new()
         .route("/v1/classify", post(classify::classify))
@@ -41,7 +43,7 @@ pub(super) fn router(service: Arc<Service>, keys: Keys) -> Router {
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn_with_state(guard, require))
         .layer(from_fn_with_state(service, observe));
-    encoding::compressed(identified(routes))
+    origins.allowed(encoding::compressed(identified(routes)))
 }
 
 /// What needs no key: the page, the documentation, and health.
