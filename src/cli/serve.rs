@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use blockdrop::server::http::MOST_IMAGES;
+use blockdrop::server::http::{MOST_IMAGES, Origins};
 use blockdrop::server::{KEYS_VARIABLE, Keys, Limits, ServeError, Settings, serve};
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
@@ -34,6 +34,11 @@ pub(crate) struct Options {
     /// BLOCKDROP_API_KEYS, separated by commas [default: no key is needed].
     #[arg(long, env = "BLOCKDROP_API_KEYS_FILE")]
     api_keys_file: Option<PathBuf>,
+
+    /// Origin of web pages that may use the HTTP listener from a browser, such as https://example.org; several times or
+    /// separated by commas; * for all of them [default: none].
+    #[arg(long, env = "BLOCKDROP_CORS_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
+    cors_origin: Vec<String>,
 
     /// Directory of models, <name>/<version>/bundle.json.
     #[arg(long, env = "BLOCKDROP_MODELS", default_value = "models")]
@@ -148,6 +153,9 @@ impl Options {
         let listed = std::env::var_os(KEYS_VARIABLE);
         let keys = Keys::read(self.api_keys_file.as_deref(), listed.as_ref().map(|listed| listed.as_bytes()));
         let keys = keys.map_err(|wrong| wrong.iter().for_each(|wrong| problems.note(&format!("API keys: {wrong}"))));
+        let origins = Origins::read(&self.cors_origin);
+        let origins =
+            origins.map_err(|wrong| wrong.iter().for_each(|wrong| problems.note(&format!("--cors-origin: {wrong}"))));
         let running = self.run_on.check(&mut problems);
         let max_batch =
             problems.take("--max-batch", "1 to 512 images", self.max_batch, |images| (1..=512).contains(images));
@@ -194,6 +202,7 @@ impl Options {
                 limits: Limits { body: body?, bodies: bodies?, pixels: pixels?, images: max_images?, time: *time? },
                 drain: *drain?,
                 keys: keys.ok()?,
+                origins: origins.ok()?,
             })
         };
         let settings = settings();

@@ -41,7 +41,7 @@ pub(super) fn router(
         .fallback(http::not_found)
         .layer(DefaultBodyLimit::max(MOST_BYTES))
         .with_state(Admin { metrics, readiness, registry });
-    http::identified(routes)
+    http::encoding::compressed(http::identified(routes))
 }
 
 async fn metrics_text(State(admin): State<Admin>) -> Response {

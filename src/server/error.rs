@@ -15,6 +15,7 @@ pub enum Kind {
     InvalidBody,
     EmptyBody,
     InvalidImage,
+    UnsupportedEncoding,
     ImageTooLarge,
     UnsupportedImageType,
     BodyTooLarge,
@@ -40,7 +41,7 @@ impl Kind {
                 StatusCode::BAD_REQUEST
             }
             Self::ImageTooLarge | Self::BodyTooLarge | Self::TooManyImages => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::UnsupportedImageType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::UnsupportedEncoding | Self::UnsupportedImageType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::UnknownModel | Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
@@ -58,6 +59,7 @@ impl Kind {
             Self::InvalidBody => "invalid_body",
             Self::EmptyBody => "empty_body",
             Self::InvalidImage => "invalid_image",
+            Self::UnsupportedEncoding => "unsupported_encoding",
             Self::ImageTooLarge => "image_too_large",
             Self::UnsupportedImageType => "unsupported_image_type",
             Self::BodyTooLarge => "body_too_large",
@@ -152,6 +154,11 @@ impl From<Refused> for Error {
 impl Error {
     pub(super) fn too_many_images(most: usize) -> Self {
         Self::new(Kind::TooManyImages, format!("the request has more than {most} images, expected at most {most}"))
+    }
+
+    /// A body whose connection failed.
+    pub(super) fn broken_off(error: &impl std::fmt::Display) -> Self {
+        Self::new(Kind::InvalidBody, format!("the body broke off: {error}"))
     }
 
     /// Values of a tensor that overflow inside the net.

@@ -15,6 +15,7 @@ use tokio::net::TcpSocket;
 use tokio::task::JoinHandle;
 
 use super::classify::{Limits, Service};
+use super::http::Origins;
 use super::keys::Keys;
 use super::readiness::Readiness;
 use super::{admin, grpc, http};
@@ -46,6 +47,8 @@ pub struct Settings {
     pub drain: Duration,
     /// Who may use the public listeners.
     pub keys: Keys,
+    /// Web pages that may use the HTTP listener.
+    pub origins: Origins,
 }
 
 /// Why the server could not start, or stopped badly.
@@ -134,7 +137,10 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
         settings.limits,
         std::thread::available_parallelism().map_or(1, NonZero::get),
     ));
-    let http = Listener::start(public.listen()?, http::router(Arc::clone(&service), settings.keys.clone()))?;
+    let http = Listener::start(
+        public.listen()?,
+        http::router(Arc::clone(&service), settings.keys.clone(), settings.origins.clone()),
+    )?;
     let (calls, health) = grpc::router(Arc::clone(&service), settings.keys.clone()).await;
     let grpc = Listener::start(services.listen()?, calls)?;
     readiness.ready();

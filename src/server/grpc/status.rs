@@ -15,6 +15,7 @@ impl Kind {
             | Self::InvalidBundle
             | Self::EmptyBody
             | Self::InvalidImage
+            | Self::UnsupportedEncoding
             | Self::UnsupportedImageType
             | Self::ImageTooLarge
             | Self::TooManyImages => Code::InvalidArgument,

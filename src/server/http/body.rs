@@ -47,7 +47,7 @@ pub(super) async fn read(service: &Service, headers: &HeaderMap, body: Body, dea
             Error::new(Kind::BodyTimeout, format!("the body did not arrive in time: found {found} bytes of it"))
         })?;
         let Some(chunk) = chunk else { break };
-        let chunk = chunk.map_err(|error| Error::new(Kind::InvalidBody, format!("the body broke off: {error}")))?;
+        let chunk = chunk.map_err(|error| failed(&error))?;
         let length = bytes.len() + chunk.len();
         if length > most {
             return Err(too_large(&format!("more than {most}")));
@@ -65,6 +65,13 @@ pub(super) async fn read(service: &Service, headers: &HeaderMap, body: Body, dea
         return Err(Error::new(Kind::EmptyBody, format!("the body is empty, expected {EXPECTED}")));
     }
     Ok(Held { bytes: bytes.freeze(), _memory: memory })
+}
+
+/// Why a body could not be read: said by what [decompresses](super::encoding) it, or its connection failed.
+fn failed(error: &axum::Error) -> Error {
+    let causes = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
+    let mut said = causes.filter_map(|error| error.downcast_ref::<Error>());
+    said.next().cloned().unwrap_or_else(|| Error::broken_off(error))
 }
 
 const EXPECTED: &str = "an image's bytes, multipart/form-data with parts named image, \

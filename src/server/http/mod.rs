@@ -2,6 +2,8 @@
 
 mod body;
 mod classify;
+mod cors;
+pub(super) mod encoding;
 mod linger;
 mod models;
 mod oip;
@@ -9,6 +11,7 @@ mod openapi;
 mod page;
 
 pub use body::MOST_IMAGES;
+pub use cors::Origins;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -29,8 +32,8 @@ use super::error::{Error, Kind};
 use super::keys::{Guard, Keys, require};
 use crate::text::shortened;
 
-/// The public routes, for those who have one of the `keys`.
-pub(super) fn router(service: Arc<Service>, keys: Keys) -> Router {
+/// The public routes, for those who have one of the `keys`, and for web pages of `origins`.
+pub(super) fn router(service: Arc<Service>, keys: Keys, origins: Origins) -> Router {
     let guard = Guard { keys, metrics: Arc::clone(&service.metrics), open: is_open };
     let (routes, api) = OpenApiRouter::with_openapi(openapi::base())
         .routes(routes!(classify::classify))
@@ -44,10 +47,11 @@ pub(super) fn router(service: Arc<Service>, keys: Keys) -> Router {
         .merge(openapi::routes(&openapi::complete(api)))
         .fallback(not_found)
         .with_state(Arc::clone(&service))
+        .layer(from_fn_with_state(service.limits.body, encoding::decompress))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn_with_state(guard, require))
         .layer(from_fn_with_state(service, observe));
-    identified(routes)
+    origins.allowed(encoding::compressed(identified(routes)))
 }
 
 /// What needs no key: the page, the documentation, and health.
@@ -124,6 +128,10 @@ fn render(error: &Error, id: &RequestId, before: Response) -> Response {
         }
         Kind::Starting | Kind::Overloaded | Kind::ShuttingDown => {
             drop(response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1")));
+        }
+        Kind::UnsupportedEncoding => {
+            let accepted = HeaderValue::from_static(encoding::ACCEPTED);
+            drop(response.headers_mut().insert(header::ACCEPT_ENCODING, accepted));
         }
         // The client is still sending; what comes is read for a while and forgotten, not taken for a next request.
         Kind::BodyTooLarge | Kind::BodyTimeout => {
