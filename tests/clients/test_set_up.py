@@ -15,7 +15,7 @@ from server import MODEL, PATIENCE, ROOT, Server
 from test_infer import check
 from triton_clients import CLIENTS, files
 
-KEYS = ["first-key", "second-key"]
+KEYS = ["the-first-of-two-keys", "another-key-as-good"]
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +44,20 @@ def test_a_key_lets_a_client_in(outsider, classify, key):
     check(answer.outputs, [classify(FILES[0])])
 
 
-@pytest.mark.parametrize("headers", [{}, bearer("third-key"), bearer("First-Key"), bearer("")])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        bearer("a-key-that-is-not-there"),
+        bearer(KEYS[0].upper()),
+        bearer(KEYS[0][:-1]),
+        bearer(""),
+    ],
+)
 def test_without_a_key_a_client_is_told_so(outsider, headers):
     for call in (
-        lambda: outsider.infer(files(FILES[0]), headers=headers),
-        lambda: outsider.call("get_model_metadata", MODEL, headers=headers),
+        lambda: outsider.infer(files(FILES[0]), headers=dict(headers)),
+        lambda: outsider.call("get_model_metadata", MODEL, headers=dict(headers)),
     ):
         with pytest.raises(InferenceServerException) as raised:
             call()
