@@ -1,5 +1,6 @@
 """Servers that are set up in other ways: with keys, with several models and versions."""
 
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -75,6 +76,16 @@ def test_health_needs_no_key(guarded):
         with pytest.raises(grpc.RpcError) as raised:
             Reflected(channel).services()
         assert raised.value.code() == grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_every_documented_route_but_health_needs_a_key(guarded):
+    document = requests.get(guarded.url("/openapi.json"), timeout=PATIENCE).json()
+    routes = [(path, method) for path, entry in document["paths"].items() for method in entry]
+    assert routes
+    for path, method in routes:
+        url = guarded.url(re.sub(r"\{\w+\}", "1", path))
+        status = requests.request(method, url, timeout=PATIENCE).status_code
+        assert (status == 401) != path.startswith("/v2/health/"), (path, method, status)
 
 
 def test_http_names_what_it_wants(guarded):
