@@ -210,6 +210,22 @@ def test_a_body_that_does_not_fit_is_refused(post, case):
     assert check_error(answer, 400, answer.json()["code"])
 
 
+@pytest.mark.parametrize(
+    "path, body",
+    [
+        (INFER, ["a", {}, [IMAGE], []]),
+        (INFER, {"inputs": [list(IMAGE.values())]}),
+        (INFER, {"inputs": [["image", "BYTES", [1], {}, IMAGE["data"]]]}),
+        (INFER, {"inputs": [IMAGE], "outputs": [["mask", {}]]}),
+        ("/v1/classify", [[{"b64": IMAGE["data"][0]}]]),
+        ("/v1/classify", {"images": [[IMAGE["data"][0]]]}),
+    ],
+    ids=["request", "input", "input in order", "output", "images", "image"],
+)
+def test_a_list_is_no_object(post, path, body):
+    check_error(post(path, json=body), 400, "invalid_body")
+
+
 @pytest.mark.parametrize("length", ["x", "-1", "100000000", "1"])
 def test_a_header_length_that_does_not_fit_is_refused(post, length):
     body = json.dumps({"inputs": [IMAGE]})

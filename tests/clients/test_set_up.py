@@ -1,5 +1,6 @@
 """Servers that are set up in other ways: with keys, with several models and versions."""
 
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from server import MODEL, PATIENCE, ROOT, Server
 from test_infer import check
 from triton_clients import CLIENTS, files
 
-KEYS = ["first-key", "second-key"]
+KEYS = ["the-first-of-two-keys", "another-key-as-good"]
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +45,20 @@ def test_a_key_lets_a_client_in(outsider, classify, key):
     check(answer.outputs, [classify(FILES[0])])
 
 
-@pytest.mark.parametrize("headers", [{}, bearer("third-key"), bearer("First-Key"), bearer("")])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        bearer("a-key-that-is-not-there"),
+        bearer(KEYS[0].upper()),
+        bearer(KEYS[0][:-1]),
+        bearer(""),
+    ],
+)
 def test_without_a_key_a_client_is_told_so(outsider, headers):
     for call in (
-        lambda: outsider.infer(files(FILES[0]), headers=headers),
-        lambda: outsider.call("get_model_metadata", MODEL, headers=headers),
+        lambda: outsider.infer(files(FILES[0]), headers=dict(headers)),
+        lambda: outsider.call("get_model_metadata", MODEL, headers=dict(headers)),
     ):
         with pytest.raises(InferenceServerException) as raised:
             call()
@@ -66,6 +76,16 @@ def test_health_needs_no_key(guarded):
         with pytest.raises(grpc.RpcError) as raised:
             Reflected(channel).services()
         assert raised.value.code() == grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_every_documented_route_but_health_needs_a_key(guarded):
+    document = requests.get(guarded.url("/openapi.json"), timeout=PATIENCE).json()
+    routes = [(path, method) for path, entry in document["paths"].items() for method in entry]
+    assert routes
+    for path, method in routes:
+        url = guarded.url(re.sub(r"\{\w+\}", "1", path))
+        status = requests.request(method, url, timeout=PATIENCE).status_code
+        assert (status == 401) != path.startswith("/v2/health/"), (path, method, status)
 
 
 def test_http_names_what_it_wants(guarded):
