@@ -44,7 +44,9 @@ async fn pages_of_the_origins_named_may_use_the_server() {
         contains(headers["vary"].to_str().unwrap(), &["origin"]);
 
         let key = ("authorization", "Bearer 0123456789abcdef");
-        let cases: [(&str, &str, &[(&str, &str)], u16); 6] = [
+        /// Method, path, headers, status.
+        type Case<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], u16);
+        let cases: [Case<'_>; 6] = [
             ("POST", "/v1/classify", &[key], 200),
             ("GET", "/v1/models", &[key], 200),
             ("POST", "/v1/classify", &[], 401),

@@ -41,8 +41,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve models over HTTP.
-    Serve(serve::Options),
+    /// Serve models over HTTP and gRPC.
+    Serve(Box<serve::Options>),
     /// Classify image files.
     Classify(classify::Options),
     /// Show what a bundle is: its blocks, their shapes and FLOPs.
@@ -96,7 +96,7 @@ pub(crate) fn main() -> ExitCode {
         return report(&[problem], 2);
     }
     let result = match cli.command {
-        Command::Serve(options) => serve::run(options, problems),
+        Command::Serve(options) => serve::run(*options, problems),
         Command::Classify(options) => classify::run(options, problems),
         Command::Inspect(options) => inspect::run(options, problems),
         Command::Evaluate(options) => evaluate::run(options, problems),
