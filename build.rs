@@ -17,8 +17,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut both = inference.clone();
     both.file.extend(ours.file.iter().cloned());
     std::fs::write(out.join("services.bin"), both.encode_to_vec())?;
-    let services = || tonic_prost_build::configure().build_transport(false).bytes(".");
-    services().build_client(false).codec_path("crate::proto::codec::Bounded").compile_fds(inference)?;
+    let services =
+        || tonic_prost_build::configure().build_transport(false).bytes(".").codec_path("crate::proto::codec::Bounded");
+    services().build_client(false).compile_fds(inference)?;
     services().compile_fds(ours)?;
     Ok(())
 }

@@ -227,7 +227,7 @@ async fn threshold_and_budgets_change_what_the_policy_keeps() {
     let costs = reference.costs();
     let (dearest, cheapest) = (costs.policy + costs.executed(&free), none["flops"]["executed"].as_u64().unwrap());
     let least = costs.policy + cheapest;
-    for most in [least, u64::midpoint(least, dearest), dearest - 1, dearest, u64::MAX] {
+    for most in [least, u64::midpoint(least, dearest), dearest - 1, dearest, i64::MAX as u64] {
         let result = ask(&format!("?max_flops={most}"), Choice { max_flops: Some(most), ..with() }).await;
         let spent = result["flops"]["policy"].as_u64().unwrap() + result["flops"]["executed"].as_u64().unwrap();
         assert!(spent <= most, "{result}");

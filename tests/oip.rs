@@ -241,7 +241,7 @@ async fn bodies_that_are_no_request() {
     let cases: &[(String, &str, &[&str])] = &[
         ("".into(), "empty_body", &["the body is empty"]),
         ("[".into(), "invalid_body", &["JSON", "line 1"]),
-        ("[]".into(), "invalid_body", &["JSON", "an object with inputs"]),
+        ("[]".into(), "invalid_body", &["JSON", "expected an object", "inputs"]),
         ("\u{fffd}".into(), "invalid_body", &["JSON"]),
         ("{}".into(), "invalid_body", &["missing field `inputs`"]),
         (r#"{"inputs": []}"#.into(), "invalid_body", &["found none, expected one named image"]),

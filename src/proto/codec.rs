@@ -1,4 +1,4 @@
-//! The codec of the inference protocol: messages that would take far more memory decoded than encoded are refused.
+//! The codec of the services: messages that would take far more memory decoded than encoded are refused.
 
 use std::marker::PhantomData;
 
@@ -62,7 +62,7 @@ impl<U: Message + Default> Decoder for BoundedDecoder<U> {
 /// Fields of a message that are messages with lists of their own.
 struct Lists(&'static [(u64, Lists)]);
 
-/// `ModelInferRequest`: inputs with their contents, outputs. Requests with other fields 5 and 6 there are none.
+/// `ModelInferRequest`: inputs with their contents, outputs. No other request has a message in its fields 5 and 6.
 const REQUEST: &Lists = &Lists(&[(5, Lists(&[(5, Lists(&[]))])), (6, Lists(&[]))]);
 
 /// Adds to `parts` the length-delimited fields of a message and of those in it, until there are too many. `None` where

@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::{Model, Registry, RegistryError, Unknown, Versions, disk, names, newest};
 use crate::bundle::Bundle;
@@ -44,7 +45,8 @@ impl From<RegistryError> for ChangeError {
 }
 
 /// A version of a model, as the index of the repository has it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = IndexEntry)]
 pub struct Indexed {
     pub name: String,
     pub version: String,

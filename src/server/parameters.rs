@@ -79,11 +79,11 @@ impl Parameters {
     /// It is no number, or 0.
     pub(super) fn top_k(&self) -> Result<Option<usize>, Error> {
         const CLASSES: &str = "a number of classes from 1";
-        let top_k = number("top_k", self.top_k.as_deref(), CLASSES)?;
+        let top_k = count("top_k", self.top_k.as_deref(), CLASSES)?;
         if top_k == Some(0) {
             return Err(Error::new(Kind::InvalidParameter, format!("top_k: found 0, expected {CLASSES}")));
         }
-        Ok(top_k)
+        Ok(top_k.map(|classes| usize::try_from(classes).unwrap_or(usize::MAX)))
     }
 
     /// The request that the parameters ask for, which was `received` then. Its `id` is for the log.
@@ -95,12 +95,13 @@ impl Parameters {
         let choice = Choice {
             path: self.path.map_or(Ok(Default::default()), |path| path.parse())?,
             threshold: number("threshold", self.threshold.as_deref(), "a probability from 0 to 1")?,
-            max_blocks: number("max_blocks", self.max_blocks.as_deref(), "a number of blocks")?,
-            max_flops: number("max_flops", self.max_flops.as_deref(), "a number of FLOPs")?,
+            max_blocks: count("max_blocks", self.max_blocks.as_deref(), "a number of blocks")?
+                .map(|blocks| usize::try_from(blocks).unwrap_or(usize::MAX)),
+            max_flops: count("max_flops", self.max_flops.as_deref(), "a number of FLOPs")?,
         };
         let selection = choice.check(model.engine.costs(), model.engine.bundle().manifest.policy.threshold)?;
         // 0 is what Triton's clients send where no time was asked for.
-        let timeout = number("timeout", self.timeout.as_deref(), "a number of microseconds")?.filter(|time| *time > 0);
+        let timeout = count("timeout", self.timeout.as_deref(), "a number of microseconds")?.filter(|time| *time > 0);
         let time = timeout.map_or(service.limits.time, |time| service.limits.time.min(Duration::from_micros(time)));
         Ok(Request { model, selection, id, deadline: received + time })
     }
@@ -114,4 +115,20 @@ fn number<T: FromStr>(name: &str, value: Option<&str>, expected: &str) -> Result
         })
     };
     value.map(parse).transpose()
+}
+
+/// A number of something: what 63 bits hold, as every protocol's integers can.
+fn count(name: &str, value: Option<&str>, expected: &str) -> Result<Option<u64>, Error> {
+    let bounded: Option<Bounded> = number(name, value, expected)?;
+    Ok(bounded.map(|Bounded(count)| count))
+}
+
+struct Bounded(u64);
+
+impl FromStr for Bounded {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        text.parse().ok().filter(|count| i64::try_from(*count).is_ok()).map(Self).ok_or(())
+    }
 }

@@ -192,13 +192,13 @@ impl GrpcInferenceService for Oip {
         request: Request<RepositoryIndexRequest>,
     ) -> Result<Response<RepositoryIndexResponse>, Status> {
         self.told("RepositoryIndex", &request, |service, _| {
-            let entry = |entry: oip::IndexEntry| ModelIndex {
+            let entry = |entry: crate::registry::Indexed| ModelIndex {
                 name: entry.name,
                 version: entry.version,
                 state: entry.state.to_owned(),
-                reason: entry.reason.to_owned(),
+                reason: entry.reason,
             };
-            Ok(RepositoryIndexResponse { models: oip::index(&service.registry).into_iter().map(entry).collect() })
+            Ok(RepositoryIndexResponse { models: service.registry.loaded().into_iter().map(entry).collect() })
         })
         .await
     }

@@ -13,6 +13,7 @@ use serde::{Deserialize, Deserializer};
 use tokio::sync::OwnedSemaphorePermit;
 use utoipa::ToSchema;
 
+use super::json::Object;
 use crate::server::classify::{BODY_UNIT, Service};
 use crate::server::error::{Error, Kind};
 use crate::text::shortened;
@@ -130,15 +131,15 @@ async fn multipart(content_type: &str, body: &Bytes, most: usize) -> Result<Vec<
 /// Images in JSON.
 #[derive(Deserialize, ToSchema)]
 #[schema(as = EncodedImages)]
-#[serde(deny_unknown_fields, expecting = "an object with a list of images")]
+#[serde(deny_unknown_fields)]
 pub(super) struct Encoded<'a> {
     #[serde(borrow, deserialize_with = "bounded")]
-    #[schema(min_items = 1)]
-    images: Vec<EncodedImage<'a>>,
+    #[schema(min_items = 1, value_type = Vec<EncodedImage<'a>>)]
+    images: Vec<Object<EncodedImage<'a>>>,
 }
 
 #[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields, expecting = "an object with b64")]
+#[serde(deny_unknown_fields)]
 pub(super) struct EncodedImage<'a> {
     /// An encoded image's bytes in standard base64.
     #[serde(borrow)]
@@ -150,11 +151,11 @@ pub(super) struct EncodedImage<'a> {
 pub const MOST_IMAGES: usize = 4096;
 
 /// A list of at most [`MOST_IMAGES`] and one.
-fn bounded<'de, D: Deserializer<'de>>(list: D) -> Result<Vec<EncodedImage<'de>>, D::Error> {
+fn bounded<'de, D: Deserializer<'de>>(list: D) -> Result<Vec<Object<EncodedImage<'de>>>, D::Error> {
     struct Bounded;
 
     impl<'de> Visitor<'de> for Bounded {
-        type Value = Vec<EncodedImage<'de>>;
+        type Value = Vec<Object<EncodedImage<'de>>>;
 
         fn expecting(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
             write!(out, "a list of at most {MOST_IMAGES} images")
@@ -176,13 +177,13 @@ fn bounded<'de, D: Deserializer<'de>>(list: D) -> Result<Vec<EncodedImage<'de>>,
 }
 
 fn json(body: &Bytes, most: usize) -> Result<Vec<Result<Bytes, Error>>, Error> {
-    let encoded: Encoded<'_> = serde_json::from_slice(body).map_err(|error| {
+    let Object(encoded): Object<Encoded<'_>> = serde_json::from_slice(body).map_err(|error| {
         Error::new(Kind::InvalidBody, format!("JSON: {error}; expected {{\"images\":[{{\"b64\":\"...\"}}]}}"))
     })?;
     if encoded.images.len() > most {
         return Err(Error::too_many_images(most));
     }
-    let decode = |image: EncodedImage<'_>| {
+    let decode = |Object(image): Object<EncodedImage<'_>>| {
         base64::engine::general_purpose::STANDARD.decode(&*image.b64).map(Bytes::from).map_err(|error| {
             Error::new(Kind::InvalidImage, format!("b64: {error}, expected an image's bytes in standard base64"))
         })

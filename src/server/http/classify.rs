@@ -53,7 +53,7 @@ enum Entry {
     request_body(content(
         (openapi::Bytes = "application/octet-stream"),
         (body::Form = "multipart/form-data"),
-        (body::Encoded<'static> = "application/json"),
+        (body::Encoded<'static> = "application/json", example = json!(openapi::classify_example())),
     )),
     responses((status = 200, body = Answer<'static>), openapi::Classified)
 )]

@@ -4,6 +4,7 @@ mod body;
 mod classify;
 mod cors;
 pub(super) mod encoding;
+mod json;
 mod linger;
 mod models;
 mod oip;

@@ -5,6 +5,7 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 use axum::{Json, Router};
 use serde::Serialize;
+use serde_json::{Value, json};
 use utoipa::openapi::path::{Operation, ParameterBuilder, ParameterIn, PathItem};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{ObjectBuilder, OpenApi, Required, Type};
@@ -16,6 +17,19 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
 #[schema(value_type = String, content_media_type = "application/octet-stream")]
 #[expect(dead_code, reason = "describes bodies")]
 pub(super) struct Bytes(Vec<u8>);
+
+/// A PNG file of one white pixel, in base64.
+const PIXEL: &str = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTje9AAAAABJRU5ErkJggg==";
+
+/// A body of `/v1/classify`.
+pub(super) fn classify_example() -> Value {
+    json!({"images": [{"b64": PIXEL}]})
+}
+
+/// A body of `/v2/models/{model}/infer`.
+pub(super) fn infer_example() -> Value {
+    json!({"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": [PIXEL]}]})
+}
 
 /// What every error is answered with.
 #[derive(Serialize, ToSchema)]

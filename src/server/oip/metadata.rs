@@ -222,23 +222,3 @@ pub(in crate::server) fn statistics(
         (None, _) => Ok(registry.all().iter().map(|model| ModelStatistics::of(model)).collect()),
     }
 }
-
-/// A version of a model in the repository.
-#[derive(Debug, Serialize, ToSchema)]
-pub(in crate::server) struct IndexEntry {
-    pub(in crate::server) name: String,
-    pub(in crate::server) version: String,
-    pub(in crate::server) state: &'static str,
-    pub(in crate::server) reason: &'static str,
-}
-
-/// The models that are loaded, each version.
-pub(in crate::server) fn index(registry: &Registry) -> Vec<IndexEntry> {
-    let entry = |model: &std::sync::Arc<Model>| IndexEntry {
-        name: model.name.clone(),
-        version: model.version.to_string(),
-        state: "READY",
-        reason: "",
-    };
-    registry.all().iter().map(entry).collect()
-}

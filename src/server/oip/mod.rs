@@ -11,7 +11,7 @@ mod output;
 pub(super) use infer::{Infer, Inferred, Value};
 pub(super) use input::{Contents, INPUT, images};
 pub(super) use metadata::{
-    Duration as StatisticDuration, IndexEntry, ModelConfig, ModelMetadata, ModelStatistics, ServerMetadata,
-    TensorMetadata, index, statistics,
+    Duration as StatisticDuration, ModelConfig, ModelMetadata, ModelStatistics, ServerMetadata, TensorMetadata,
+    statistics,
 };
 pub(super) use output::{Data, Tensor, Wanted};

@@ -17,6 +17,7 @@ use super::request::{self, Data, InferRequest, Input, Output, Parameter, Values}
 use crate::server::classify::{Image, Service};
 use crate::server::error::{Error, Kind};
 use crate::server::http::classify::unreadable;
+use crate::server::http::json::Object;
 use crate::server::http::{RequestId, body, openapi};
 use crate::server::oip::{self, Contents, Infer, Inferred, Value, Wanted};
 use crate::server::parameters::Parameters;
@@ -43,7 +44,7 @@ const JSON_LENGTH: HeaderName = HeaderName::from_static("inference-header-conten
         ("Inference-Header-Content-Length" = Option<u64>, Header,
             description = "Bytes of the JSON before the binary tensors; 0 where the body is the image."),
     ),
-    request_body(content((InferRequest = "application/json"), (openapi::Bytes = "application/octet-stream"))),
+    request_body(content((InferRequest = "application/json", example = json!(openapi::infer_example())), (openapi::Bytes = "application/octet-stream"))),
     responses(
         (status = 200, content(
             (Shown<'static> = "application/json"),
@@ -72,7 +73,8 @@ pub(super) async fn infer(
         return Ok(written(&answer));
     }
     let (json, tensors) = split(&held.bytes, json_length)?;
-    let request = request::read(&json).map_err(|error| Error::new(Kind::InvalidBody, format!("JSON: {error}")))?;
+    let request = request::read(&json)
+        .map_err(|error| Error::new(Kind::InvalidBody, format!("JSON: {error}; expected {{\"inputs\":[...]}}")))?;
     let answer = asked.run(&service, query, request, tensors).await?;
     Ok(written(&answer))
 }
@@ -136,7 +138,7 @@ impl Asked {
             }
         }
         let wanted = if outputs.is_empty() { Wanted::all(binary) } else { wanted(&outputs, binary)? };
-        let mut input = inputs.pop().ok_or_else(|| {
+        let Object(mut input) = inputs.pop().ok_or_else(|| {
             Error::new(Kind::InvalidBody, format!("inputs: found none, expected one named {}", oip::INPUT))
         })?;
         let data = input.data.take();
@@ -185,8 +187,8 @@ fn flag(name: &str, value: &Parameter) -> Result<bool, Error> {
     }
 }
 
-fn wanted(outputs: &[Output], binary: bool) -> Result<Vec<Wanted>, Error> {
-    let each = outputs.iter().map(|output| {
+fn wanted(outputs: &[Object<Output>], binary: bool) -> Result<Vec<Wanted>, Error> {
+    let each = outputs.iter().map(|Object(output)| {
         let (mut classification, mut binary) = (None, binary);
         for (name, value) in &output.parameters.0 {
             match (name.as_str(), value) {
@@ -287,7 +289,7 @@ struct ShownOutput<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     parameters: Option<BinarySize>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Vec<Object>>)]
+    #[schema(value_type = Option<Vec<Json>>)]
     data: Option<&'a oip::Data>,
 }
 

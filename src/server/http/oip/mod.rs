@@ -19,10 +19,10 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::openapi::Told;
-use crate::registry::Model;
+use crate::registry::{Indexed, Model};
 use crate::server::classify::Service;
 use crate::server::error::{Error, Kind};
-use crate::server::oip::{IndexEntry, ModelConfig, ModelMetadata, ModelStatistics, ServerMetadata, index, statistics};
+use crate::server::oip::{ModelConfig, ModelMetadata, ModelStatistics, ServerMetadata, statistics};
 
 /// Everything under `/v2`.
 pub(super) fn routes() -> OpenApiRouter<Arc<Service>> {
@@ -190,8 +190,8 @@ async fn all_statistics(State(service): State<Arc<Service>>) -> Result<Json<Stat
     path = "/v2/repository/index",
     tag = "oip",
     operation_id = "repository_index",
-    responses((status = 200, body = Vec<IndexEntry>), Told)
+    responses((status = 200, body = Vec<Indexed>), Told)
 )]
-async fn repository(State(service): State<Arc<Service>>) -> Json<Vec<IndexEntry>> {
-    Json(index(&service.registry))
+async fn repository(State(service): State<Arc<Service>>) -> Json<Vec<Indexed>> {
+    Json(service.registry.loaded())
 }

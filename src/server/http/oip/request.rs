@@ -7,30 +7,30 @@ use base64::Engine as _;
 use bytes::Bytes;
 use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
+use serde_json::Value as Json;
 use utoipa::ToSchema;
 
 use crate::server::http::body::MOST_IMAGES;
+use crate::server::http::json::Object;
 
 /// An inference request, without what follows it in binary. Members that other servers know are passed over, and null is
 /// as good as absent.
 #[derive(Debug, Deserialize, ToSchema)]
-#[serde(expecting = "an object with inputs")]
 pub(super) struct InferRequest {
     #[serde(default)]
     pub(super) id: Option<String>,
     #[serde(default)]
-    #[schema(value_type = Object)]
+    #[schema(value_type = Option<Map<String, Json>>)]
     pub(super) parameters: Parameters,
     #[serde(deserialize_with = "bounded::<_, _, 1>")]
-    #[schema(min_items = 1, max_items = 1)]
-    pub(super) inputs: Vec<Input>,
+    #[schema(min_items = 1, max_items = 1, value_type = Vec<Input>)]
+    pub(super) inputs: Vec<Object<Input>>,
     #[serde(default, deserialize_with = "bounded::<_, _, 16>")]
-    #[schema(max_items = 16)]
-    pub(super) outputs: Vec<Output>,
+    #[schema(max_items = 16, value_type = Option<Vec<Output>>)]
+    pub(super) outputs: Vec<Object<Output>>,
 }
 
 #[derive(Debug, Deserialize, ToSchema)]
-#[serde(expecting = "an object with name, datatype, shape and data")]
 #[schema(as = InferInputTensor)]
 pub(super) struct Input {
     pub(super) name: String,
@@ -38,20 +38,19 @@ pub(super) struct Input {
     #[serde(deserialize_with = "bounded::<_, _, 16>")]
     pub(super) shape: Vec<i64>,
     #[serde(default)]
-    #[schema(value_type = Object)]
+    #[schema(value_type = Option<Map<String, Json>>)]
     pub(super) parameters: Parameters,
     #[serde(default)]
-    #[schema(value_type = Option<Vec<Object>>)]
+    #[schema(value_type = Option<Vec<Json>>)]
     pub(super) data: Option<Data>,
 }
 
 #[derive(Debug, Deserialize, ToSchema)]
-#[serde(expecting = "an object with name")]
 #[schema(as = InferRequestedOutput)]
 pub(super) struct Output {
     pub(super) name: String,
     #[serde(default)]
-    #[schema(value_type = Object)]
+    #[schema(value_type = Option<Map<String, Json>>)]
     pub(super) parameters: Parameters,
 }
 
@@ -327,7 +326,7 @@ impl<'de> Visitor<'de> for Level<'_> {
 /// # Errors
 /// It is none, said with where.
 pub(super) fn read(text: &[u8]) -> Result<InferRequest, serde_json::Error> {
-    serde_json::from_slice(text)
+    serde_json::from_slice(text).map(|Object(request)| request)
 }
 
 #[cfg(test)]
