@@ -42,8 +42,9 @@ impl FromStr for LogFormat {
 /// `RUST_LOG` cannot be understood.
 pub fn start(format: LogFormat) -> Result<(), String> {
     let levels = std::env::var("RUST_LOG").unwrap_or_default();
-    let levels = if levels.is_empty() { "info,ort=warn" } else { &levels };
-    let filter = EnvFilter::builder().parse(levels).map_err(|error| {
+    // ONNX Runtime tells of every graph: its own level has to be named.
+    let all = format!("ort=warn,{}", if levels.is_empty() { "info" } else { &levels });
+    let filter = EnvFilter::builder().parse(all).map_err(|error| {
         format!("RUST_LOG: found '{levels}', expected levels such as info or blockdrop=debug ({error})")
     })?;
     let lines =
