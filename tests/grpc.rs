@@ -213,6 +213,11 @@ async fn requests_that_do_not_fit() {
         (junk(vec![element(b"")], bytes_input(5)), Code::InvalidArgument, &["more than 4 images"]),
         (junk(vec![element(b"")], float_input(&[1, 3, 8, 8])), Code::InvalidArgument, &["[1,3,8,8]", "[N,3,16,16]"]),
         (contents(floats(), float_input(&[1, 3, 16, 16])), Code::InvalidArgument, &["3 values", "768"]),
+        (
+            contents(InferTensorContents { int_contents: vec![1], ..floats() }, float_input(&[1, 3, 16, 16])),
+            Code::InvalidArgument,
+            &["fp32_contents for FP32"],
+        ),
         (contents(floats(), bytes_input(1)), Code::InvalidArgument, &["fp32_contents for FP32"]),
         (
             ModelInferRequest { raw_input_contents: vec![element(&png(1))], ..contents(floats(), bytes_input(1)) },

@@ -195,6 +195,7 @@ async fn wrong_methods_and_paths() {
         ("GET", "/v1"),
         ("GET", "/v1/models/net/1"),
         ("GET", "/v1/../metrics"),
+        ("GET", "/docs/nowhere"),
         // These are the admin listener's.
         ("GET", "/metrics"),
         ("GET", "/livez"),

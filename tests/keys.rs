@@ -107,16 +107,26 @@ async fn calls_need_a_key_too() {
     let guarded = started();
     const UNAUTHENTICATED: &str = "16";
     let right = format!("Bearer {OF_ENV}");
-    for path in
-        ["/inference.GRPCInferenceService/ServerLive", "/inference.GRPCInferenceService/ModelInfer", "/no.Such/Call"]
-    {
+    for path in [
+        "/inference.GRPCInferenceService/ServerMetadata",
+        "/inference.GRPCInferenceService/ModelInfer",
+        "/no.Such/Call",
+    ] {
         assert_eq!(guarded.call(path, None).await, UNAUTHENTICATED, "{path}");
         assert_eq!(guarded.call(path, Some("Bearer another-key-0123456789")).await, UNAUTHENTICATED, "{path}");
         assert_ne!(guarded.call(path, Some(&right)).await, UNAUTHENTICATED, "{path}");
     }
-    assert_eq!(guarded.call("/inference.GRPCInferenceService/ServerLive", Some(&right)).await, "0");
+    assert_eq!(guarded.call("/inference.GRPCInferenceService/ServerMetadata", Some(&right)).await, "0");
+    for health in ["ServerLive", "ServerReady"] {
+        assert_eq!(guarded.call(&format!("/inference.GRPCInferenceService/{health}"), None).await, "0");
+    }
+    let twice = [format!("Bearer {OF_FILE}"), format!("Bearer {OF_FILE}")];
+    let twice = twice.iter().fold(guarded.server.client.get(guarded.server.url("/v1/models")), |request, value| {
+        request.header("authorization", value)
+    });
+    refused(twice.send().await.unwrap(), "several authorizations").await;
     assert_eq!(guarded.call("/grpc.health.v1.Health/Check", None).await, "0");
-    assert_eq!(guarded.server.metrics().await.rejected("unauthenticated"), 6.0);
+    assert_eq!(guarded.server.metrics().await.rejected("unauthenticated"), 7.0);
 }
 
 #[tokio::test]

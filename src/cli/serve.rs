@@ -151,6 +151,10 @@ impl Options {
             }
         }
         let listed = std::env::var_os(KEYS_VARIABLE);
+        let forgotten = listed.as_ref().is_some_and(|listed| listed.is_empty()) && self.api_keys_file.is_none();
+        if forgotten {
+            tracing::warn!("{KEYS_VARIABLE} is set to nothing: no key is asked for");
+        }
         let keys = Keys::read(self.api_keys_file.as_deref(), listed.as_ref().map(|listed| listed.as_bytes()));
         let keys = keys.map_err(|wrong| wrong.iter().for_each(|wrong| problems.note(&format!("API keys: {wrong}"))));
         let origins = Origins::read(&self.cors_origin);

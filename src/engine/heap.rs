@@ -3,7 +3,7 @@
 
 /// Gives free memory back to the system. Making a session takes and frees several times what the session keeps, in pieces
 /// that the GNU C library holds on to.
-pub(super) fn trim() {
+pub(crate) fn trim() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
         unsafe extern "C" {

@@ -7,7 +7,7 @@
 mod cache;
 mod error;
 mod executor;
-mod heap;
+pub(crate) mod heap;
 mod paths;
 mod provider;
 mod runtime;

@@ -8,8 +8,10 @@ use tonic::Status;
 use tonic::codec::{Codec, DecodeBuf, Decoder};
 use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
 
-/// Lists, names, maps and elements of BYTES in a message, at most. One takes two bytes encoded and up to some hundred
-/// decoded; a request that is any use has fewer.
+use crate::server::{Error, Kind};
+
+/// Inputs, names, parameters, elements of BYTES and integers in a message, at most. One takes a byte or two encoded and up
+/// to some hundred decoded; a request that is any use has fewer.
 const MOST_PARTS: usize = 16_384;
 
 /// Protobuf with at most 16,384 parts a message.
@@ -51,33 +53,52 @@ impl<U: Message + Default> Decoder for BoundedDecoder<U> {
         // A message is in one piece; one that is none is the decoder's to refuse.
         let mut parts = 0;
         if count(message.chunk(), REQUEST, &mut parts).is_some() && parts > MOST_PARTS {
-            return Err(Status::invalid_argument(format!(
+            return Err(refused(format!(
                 "the message has more than {MOST_PARTS} parts (inputs, outputs, parameters, elements), expected fewer"
             )));
         }
-        self.0.decode(message).map_err(|status| Status::invalid_argument(format!("the message: {}", status.message())))
+        self.0.decode(message).map_err(|status| refused(format!("the message: {}", status.message())))
     }
 }
 
-/// Fields of a message that are messages with lists of their own.
-struct Lists(&'static [(u64, Lists)]);
+fn refused(problem: String) -> Status {
+    Error::new(Kind::InvalidBody, problem).into()
+}
 
-/// `ModelInferRequest`: inputs with their contents, outputs. No other request has a message in its fields 5 and 6.
-const REQUEST: &Lists = &Lists(&[(5, Lists(&[(5, Lists(&[]))])), (6, Lists(&[]))]);
+/// Fields of a message that may hold much in few bytes.
+struct Lists {
+    /// Those that are messages with lists of their own.
+    messages: &'static [(u64, Lists)],
+    /// Those that are lists of numbers of any size: a byte may become eight.
+    numbers: &'static [u64],
+}
 
-/// Adds to `parts` the length-delimited fields of a message and of those in it, until there are too many. `None` where
-/// it is no message.
+/// `ModelInferRequest`: inputs with their shapes and contents, outputs. No other request has a message in its fields 5 and
+/// 6.
+const REQUEST: &Lists = &Lists {
+    messages: &[
+        (5, Lists { messages: &[(5, Lists { messages: &[], numbers: &[1, 2, 3, 4, 5] })], numbers: &[3] }),
+        (6, Lists { messages: &[], numbers: &[] }),
+    ],
+    numbers: &[],
+};
+
+/// Adds to `parts` the fields of a message and of those in it, but numbers of fixed size, until there are too many; of a
+/// list of numbers of any size its bytes. `None` where it is no message.
 fn count(mut message: &[u8], of: &Lists, parts: &mut usize) -> Option<()> {
     while message.has_remaining() && *parts <= MOST_PARTS {
         let tag = varint(&mut message)?;
         match tag & 7 {
-            0 => drop(varint(&mut message)?),
+            0 => {
+                varint(&mut message)?;
+                *parts += 1;
+            }
             1 => message = message.get(8..)?,
             2 => {
                 let length = usize::try_from(varint(&mut message)?).ok()?;
                 let (part, rest) = (message.get(..length)?, message.get(length..)?);
-                *parts += 1;
-                if let Some((_, nested)) = of.0.iter().find(|(field, _)| *field == tag >> 3) {
+                *parts += if of.numbers.contains(&(tag >> 3)) { length } else { 1 };
+                if let Some((_, nested)) = of.messages.iter().find(|(field, _)| *field == tag >> 3) {
                     count(part, nested, parts)?;
                 }
                 message = rest;
@@ -130,8 +151,8 @@ mod tests {
             raw_input_contents: vec![looks_like_parts; 5],
             ..Default::default()
         };
-        // Of an input: itself, its shape, its contents, their floats, three elements.
-        assert_eq!(parts(&request), 1 + 2 * 7 + 4 + 5);
+        // Of an input: itself, its shape of three bytes, its contents, their floats, three elements.
+        assert_eq!(parts(&request), 1 + 2 * 9 + 4 + 5);
     }
 
     #[test]
@@ -139,7 +160,12 @@ mod tests {
         let many = || vec![bytes::Bytes::new(); MOST_PARTS + 1];
         let contents = InferTensorContents { bytes_contents: many(), ..Default::default() };
         let nested = InferInputTensor { contents: Some(contents), ..Default::default() };
+        let numbers = InferTensorContents { uint64_contents: vec![0; MOST_PARTS + 1], ..Default::default() };
+        let numbers = InferInputTensor { contents: Some(numbers), ..Default::default() };
+        let shape = InferInputTensor { shape: vec![0; MOST_PARTS + 1], ..Default::default() };
         for request in [
+            ModelInferRequest { inputs: vec![numbers], ..Default::default() },
+            ModelInferRequest { inputs: vec![shape], ..Default::default() },
             ModelInferRequest { inputs: vec![InferInputTensor::default(); MOST_PARTS + 1], ..Default::default() },
             ModelInferRequest { raw_input_contents: many(), ..Default::default() },
             ModelInferRequest { inputs: vec![nested], ..Default::default() },

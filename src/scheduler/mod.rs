@@ -74,7 +74,6 @@ impl Job {
     }
 
     fn fail(self, error: EngineError) {
-        tracing::error!(request_id = &*self.work.request_id, %error, "an image failed");
         drop(self.reply.send(Err(error.into()))); // a client that left meanwhile does not want it
     }
 }
@@ -235,9 +234,9 @@ fn look(model: &Arc<dyn Model>, jobs: Vec<(Place, Job)>) -> Vec<(Alike, Place, J
 fn run_path(model: &dyn Model, mask: &Mask, jobs: Vec<(Place, Job)>) {
     let mut asked = Vec::with_capacity(jobs.len());
     for (_, job) in jobs {
-        let Job { work: Work { pixels, request_id, slot, .. }, reply, policy, .. } = job;
+        let Job { work: Work { pixels, slot, .. }, reply, policy, .. } = job;
         drop(slot); // it does not wait any more
-        asked.push((pixels, request_id, reply, policy));
+        asked.push((pixels, reply, policy));
     }
     model.metrics().batch(asked.len());
     model.statistics().executed(asked.len());
@@ -246,7 +245,7 @@ fn run_path(model: &dyn Model, mask: &Mask, jobs: Vec<(Place, Job)>) {
     let started = Instant::now();
     let results = span.in_scope(|| model.backend().run(mask, &pixels));
     let backbone = started.elapsed();
-    for ((_, request_id, reply, policy), logits) in asked.into_iter().zip(results) {
+    for ((_, reply, policy), logits) in asked.into_iter().zip(results) {
         let result = match logits {
             Ok(logits) => {
                 let (policy_ran, policy) = (policy.is_some(), policy.unwrap_or_default());
@@ -254,10 +253,7 @@ fn run_path(model: &dyn Model, mask: &Mask, jobs: Vec<(Place, Job)>) {
                 model.metrics().answered(model.costs(), &answer);
                 Ok(answer)
             }
-            Err(error) => {
-                tracing::error!(request_id = &*request_id, %error, "an image failed");
-                Err(error.into())
-            }
+            Err(error) => Err(error.into()),
         };
         drop(reply.send(result)); // a client that left meanwhile does not want it
     }

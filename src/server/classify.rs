@@ -1,6 +1,7 @@
 //! A request in any protocol: images in, each one's classes, path, FLOPs and times out.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -10,7 +11,7 @@ use utoipa::ToSchema;
 
 use super::error::{Error, Kind};
 use crate::answer::{Described, describe};
-use crate::engine::{Answer, EngineError};
+use crate::engine::{Answer, EngineError, heap};
 use crate::image::{decode, preprocess};
 use crate::policy::Selection;
 use crate::registry::{Model, Registry};
@@ -31,6 +32,8 @@ pub struct Service {
     turns: usize,
     /// Bodies in memory, in KiB.
     bodies: Arc<Semaphore>,
+    /// Bytes of bodies since freed memory last went back to the system.
+    passed: AtomicUsize,
 }
 
 /// What one request may cost.
@@ -137,6 +140,7 @@ impl Service {
             decoders: Arc::new(Semaphore::new(decoders)),
             turns: decoders,
             bodies: Arc::new(Semaphore::new(limits.bodies.div_ceil(BODY_UNIT))),
+            passed: AtomicUsize::new(0),
         }
     }
 
@@ -161,11 +165,54 @@ impl Service {
     /// # Errors
     /// Bodies in memory are at their limit.
     pub fn hold(&self, bytes: usize) -> Result<tokio::sync::OwnedSemaphorePermit, Error> {
+        self.passed.fetch_add(bytes, Ordering::Relaxed);
         let units = u32::try_from(bytes.div_ceil(BODY_UNIT)).unwrap_or(u32::MAX);
         Arc::clone(&self.bodies).try_acquire_many_owned(units).map_err(|_| {
             self.metrics.reject(Rejected::Memory);
             Error::new(Kind::Overloaded, "too many bodies are in memory; try again in a moment")
         })
+    }
+
+    /// Does `work` on what takes `size` bytes: on the blocking pool where that would keep other requests waiting, as many
+    /// at once as there are cores.
+    ///
+    /// # Errors
+    /// There was no turn before the `deadline`, or the work ended in a panic.
+    pub async fn aside<T: Send + 'static>(
+        &self,
+        size: usize,
+        deadline: Instant,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        const SHORT: usize = 64 * 1024;
+        if size <= SHORT {
+            return Ok(work());
+        }
+        let turn = tokio::time::timeout_at(deadline.into(), Arc::clone(&self.decoders).acquire_owned());
+        let turn = turn.await.map_err(|_| {
+            self.metrics.reject(Rejected::Deadline);
+            Error::deadline()
+        })?;
+        let turn = turn.expect("the semaphore is never closed");
+        let done = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            work()
+        });
+        done.await.map_err(|_| Error::new(Kind::Internal, "the request could not be read"))
+    }
+
+    /// Gives freed memory back to the system every few seconds in which large bodies came: the allocator keeps it, up to
+    /// many times what bodies may take. Never ends.
+    pub async fn trim(&self) {
+        const PAUSE: Duration = Duration::from_secs(5);
+        const WORTH: usize = 32 << 20;
+        loop {
+            tokio::time::sleep(PAUSE).await;
+            if self.passed.load(Ordering::Relaxed) >= WORTH {
+                self.passed.store(0, Ordering::Relaxed);
+                drop(tokio::task::spawn_blocking(heap::trim).await);
+            }
+        }
     }
 
     /// Images of a request, at most.
@@ -252,7 +299,10 @@ impl Service {
         let answer = self.scheduler.run(work).await.map_err(|error| match error {
             // Of a file the pixels are bounded; of a tensor they are the client's.
             WorkError::Engine(EngineError::NotFinite) if !encoded => Error::not_finite(),
-            error => error.into(),
+            error => {
+                tracing::error!(request_id = &*request.id, %error, "an image failed");
+                error.into()
+            }
         })?;
         let (policy, backbone, total) = (answer.policy, answer.backbone, started.elapsed());
         let queue = total.saturating_sub(decode + preprocess + policy + backbone);

@@ -99,7 +99,12 @@ impl Keys {
             let message = format!("{found}, expected the header Authorization: Bearer KEY with a key of this server");
             Error::new(Kind::Unauthenticated, message)
         };
-        let found = headers.get(header::AUTHORIZATION).ok_or_else(|| refused("found no API key"))?;
+        let mut found = headers.get_all(header::AUTHORIZATION).iter();
+        let (first, another) = (found.next(), found.next());
+        let found = first.ok_or_else(|| refused("found no API key"))?;
+        if another.is_some() {
+            return Err(refused("found several authorizations"));
+        }
         let key = bearer(found.as_bytes()).ok_or_else(|| refused("found another kind of authorization"))?;
         let found: [u8; 32] = Sha256::digest(key).into();
         // All of them are compared, whichever it is.

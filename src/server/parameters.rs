@@ -10,6 +10,7 @@ use utoipa::IntoParams;
 use super::classify::{Request, Service};
 use super::error::{Error, Kind};
 use crate::policy::Choice;
+use crate::registry::Model;
 use crate::text::shortened;
 
 /// Parameters as they came, as text, so that each value's error can name it.
@@ -92,6 +93,20 @@ impl Parameters {
     /// There is no such model, or a parameter does not fit it.
     pub(super) fn request(self, service: &Service, id: Arc<str>, received: Instant) -> Result<Request, Error> {
         let model = service.registry.get(self.model.as_deref(), self.version.as_deref())?;
+        self.request_for(model, service, id, received)
+    }
+
+    /// [`request`](Self::request) for a model that was found already.
+    ///
+    /// # Errors
+    /// A parameter does not fit the model.
+    pub(super) fn request_for(
+        self,
+        model: Arc<Model>,
+        service: &Service,
+        id: Arc<str>,
+        received: Instant,
+    ) -> Result<Request, Error> {
         let choice = Choice {
             path: self.path.map_or(Ok(Default::default()), |path| path.parse())?,
             threshold: number("threshold", self.threshold.as_deref(), "a probability from 0 to 1")?,

@@ -143,6 +143,10 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     )?;
     let (calls, health) = grpc::router(Arc::clone(&service), settings.keys.clone()).await;
     let grpc = Listener::start(services.listen()?, calls)?;
+    let trimming = tokio::spawn({
+        let service = Arc::clone(&service);
+        async move { service.trim().await }
+    });
     readiness.ready();
     tracing::info!(
         address = %http.address,
@@ -158,6 +162,7 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     stop.await;
     readiness.stopping();
     service.admission.stop();
+    trimming.abort();
     grpc::stopping(&health).await;
     give_up.store(true, Ordering::Relaxed);
     let started = Instant::now();

@@ -49,6 +49,9 @@ pub(super) fn limited(service: Arc<Service>, body: Body) -> (Body, Arrived) {
         held: 0,
         length: 0,
         late: None,
+        begun: Vec::new(),
+        whole: VecDeque::new(),
+        ended: false,
     };
     (Body::from_stream(messages), arrived)
 }
@@ -70,11 +73,30 @@ struct Messages {
     held: usize,
     /// When a message that has begun has to be there.
     late: Option<Pin<Box<tokio::time::Sleep>>>,
+    /// Pieces of a message that is not whole yet.
+    begun: Vec<Bytes>,
+    /// Pieces of messages that are.
+    whole: VecDeque<Bytes>,
+    ended: bool,
 }
 
 impl Messages {
-    /// Follows `chunk` from message to message.
-    fn follow(&mut self, mut chunk: &[u8]) -> Result<(), Error> {
+    /// Takes a piece of the body that has arrived.
+    fn arrive(&mut self, mut chunk: Bytes) -> Result<(), Error> {
+        let whole = self.follow(&chunk)?;
+        if whole > 0 {
+            self.whole.extend(self.begun.drain(..));
+            self.whole.push_back(chunk.split_to(whole));
+        }
+        if !chunk.is_empty() {
+            self.begun.push(chunk);
+        }
+        Ok(())
+    }
+
+    /// Follows `chunk` from message to message; how many of its bytes belong to whole ones.
+    fn follow(&mut self, mut chunk: &[u8]) -> Result<usize, Error> {
+        let (all, mut whole) = (chunk.len(), 0);
         let most = self.service.limits.body;
         while !chunk.is_empty() {
             if self.late.is_none() {
@@ -92,7 +114,7 @@ impl Messages {
                     self.left = self.length;
                 }
                 if self.head.len() < HEAD {
-                    return Ok(());
+                    break;
                 }
                 if self.length > most {
                     let found = self.length;
@@ -116,9 +138,10 @@ impl Messages {
                 self.arrived.push(std::mem::take(&mut self.memory));
                 self.head.clear();
                 (self.held, self.length, self.late) = (0, 0, None);
+                whole = all - chunk.len();
             }
         }
-        Ok(())
+        Ok(whole)
     }
 }
 
@@ -126,23 +149,44 @@ impl Stream for Messages {
     type Item = Result<Bytes, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let Poll::Ready(chunk) = self.body.poll_next_unpin(context) else {
-            let late = self.late.as_mut().is_some_and(|late| late.as_mut().poll(context).is_ready());
-            if !late {
-                return Poll::Pending;
+        loop {
+            if let Some(piece) = self.whole.pop_front() {
+                return Poll::Ready(Some(Ok(piece)));
             }
-            self.late = None;
-            let found = self.length - self.left;
-            let error = Error::new(
-                Kind::BodyTimeout,
-                format!("the message did not arrive in time: found {found} of its {} bytes", self.length),
-            );
-            return Poll::Ready(Some(Err(error.into())));
-        };
-        Poll::Ready(chunk.map(|chunk| {
-            let chunk = chunk.map_err(|error| Status::cancelled(format!("the body broke off: {error}")))?;
-            self.follow(&chunk)?;
-            Ok(chunk)
-        }))
+            if self.ended {
+                return Poll::Ready(None);
+            }
+            match self.body.poll_next_unpin(context) {
+                Poll::Ready(Some(Ok(chunk))) => {
+                    if let Err(error) = self.arrive(chunk) {
+                        self.ended = true;
+                        return Poll::Ready(Some(Err(error.into())));
+                    }
+                }
+                Poll::Ready(Some(Err(error))) => {
+                    self.ended = true;
+                    return Poll::Ready(Some(Err(Status::cancelled(format!("the body broke off: {error}")))));
+                }
+                // What is there of a message that is not whole is for the reader to refuse.
+                Poll::Ready(None) => {
+                    self.ended = true;
+                    let begun = std::mem::take(&mut self.begun);
+                    self.whole.extend(begun);
+                }
+                Poll::Pending => {
+                    let late = self.late.as_mut().is_some_and(|late| late.as_mut().poll(context).is_ready());
+                    if !late {
+                        return Poll::Pending;
+                    }
+                    self.ended = true;
+                    let found = self.length - self.left;
+                    let error = Error::new(
+                        Kind::BodyTimeout,
+                        format!("the message did not arrive in time: found {found} of its {} bytes", self.length),
+                    );
+                    return Poll::Ready(Some(Err(error.into())));
+                }
+            }
+        }
     }
 }

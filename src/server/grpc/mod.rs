@@ -79,6 +79,7 @@ pub(super) async fn router(service: Arc<Service>, keys: Keys) -> (Router, Health
 /// What needs no key.
 fn is_open(path: &str) -> bool {
     path.starts_with("/grpc.health.v1.Health/")
+        || matches!(path, "/inference.GRPCInferenceService/ServerLive" | "/inference.GRPCInferenceService/ServerReady")
 }
 
 /// Tells clients that watch that the server stops.

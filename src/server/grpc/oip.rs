@@ -1,6 +1,7 @@
 //! `inference.GRPCInferenceService`
 
 use std::collections::HashMap;
+use std::mem::take;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -269,7 +270,8 @@ async fn infer(service: &Service, call: &Call, message: ModelInferRequest) -> Re
     }
     let contents = contents(input.contents, raw_input_contents, &input.datatype)?;
     let most = service.most_images();
-    let images = oip::images(&request.model, &input.name, &input.datatype, &input.shape, contents, most)?;
+    let expected = oip::Expected::new(&request.model, &input.name, &input.datatype, &input.shape, most)?;
+    let images = expected.images(contents)?;
     let model = Arc::clone(&request.model);
     let inferred = Infer { request, images, wanted, top_k }.run(service).await?;
     Ok(written(&model, id, inferred))
@@ -329,11 +331,13 @@ fn contents(typed: Option<InferTensorContents>, raw: Vec<bytes::Bytes>, datatype
             Err(wrong("found no contents, expected raw_input_contents or contents".to_owned()))
         }
         (None, Err(raw)) => Err(wrong(format!("found {} raw_input_contents, expected one", raw.len()))),
-        (Some(contents), Err(raw)) if raw.is_empty() => {
-            let InferTensorContents { fp32_contents: floats, bytes_contents: files, .. } = contents;
-            match (datatype, floats.is_empty(), files.is_empty()) {
-                ("BYTES", true, false) => Ok(Contents::Files(files)),
-                ("FP32", false, true) => Ok(Contents::Floats(floats)),
+        (Some(mut contents), Err(raw)) if raw.is_empty() => {
+            let (floats, files) = (take(&mut contents.fp32_contents), take(&mut contents.bytes_contents));
+            let others = contents != InferTensorContents::default();
+            let others = others || !(floats.is_empty() || files.is_empty());
+            match datatype {
+                "BYTES" if !files.is_empty() && !others => Ok(Contents::Files(files)),
+                "FP32" if !floats.is_empty() && !others => Ok(Contents::Floats(floats)),
                 _ => Err(wrong(format!(
                     "found contents that are not of datatype '{}', expected fp32_contents for FP32 or bytes_contents \
                      for BYTES",

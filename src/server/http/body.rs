@@ -24,12 +24,18 @@ pub(super) struct Held {
     _memory: Vec<OwnedSemaphorePermit>,
 }
 
-/// Reads a whole body.
+/// Reads a whole body, `expected` to be what is said.
 ///
 /// # Errors
 /// Larger than the limit (found from its stated length before anything is read), too slow, broken off, or no memory
 /// for it now.
-pub(super) async fn read(service: &Service, headers: &HeaderMap, body: Body, deadline: Instant) -> Result<Held, Error> {
+pub(super) async fn read(
+    service: &Service,
+    headers: &HeaderMap,
+    body: Body,
+    deadline: Instant,
+    expected: &str,
+) -> Result<Held, Error> {
     let most = service.limits.body;
     let too_large =
         |found: &str| Error::new(Kind::BodyTooLarge, format!("the body has {found} bytes, expected at most {most}"));
@@ -61,9 +67,11 @@ pub(super) async fn read(service: &Service, headers: &HeaderMap, body: Body, dea
             held += more;
         }
         bytes.extend_from_slice(&chunk);
+        // What comes out of a decompressor is always there: other requests get their turns all the same.
+        tokio::task::consume_budget().await;
     }
     if bytes.is_empty() {
-        return Err(Error::new(Kind::EmptyBody, format!("the body is empty, expected {EXPECTED}")));
+        return Err(Error::new(Kind::EmptyBody, format!("the body is empty, expected {expected}")));
     }
     Ok(Held { bytes: bytes.freeze(), _memory: memory })
 }
@@ -75,18 +83,28 @@ fn failed(error: &axum::Error) -> Error {
     said.next().cloned().unwrap_or_else(|| Error::broken_off(error))
 }
 
-const EXPECTED: &str = "an image's bytes, multipart/form-data with parts named image, \
+/// What `/v1/classify` takes.
+pub(super) const EXPECTED: &str = "an image's bytes, multipart/form-data with parts named image, \
                         or JSON {\"images\":[{\"b64\":\"...\"}]}";
 
 /// The images of a body, in order; one that cannot be taken out is an error of its own.
 ///
 /// # Errors
-/// The body as a whole cannot be understood, or has more than `most` images.
-pub(super) async fn images(headers: &HeaderMap, body: &Bytes, most: usize) -> Result<Vec<Result<Bytes, Error>>, Error> {
+/// The body as a whole cannot be understood, or has more images than may be.
+pub(super) async fn images(
+    service: &Service,
+    headers: &HeaderMap,
+    body: &Bytes,
+    deadline: Instant,
+) -> Result<Vec<Result<Bytes, Error>>, Error> {
+    let most = service.most_images();
     let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
     match content_type.split(';').next().unwrap_or("").trim().to_ascii_lowercase().as_str() {
         "multipart/form-data" => multipart(content_type, body, most).await,
-        "application/json" => json(body, most),
+        "application/json" => {
+            let whole = body.clone();
+            service.aside(body.len(), deadline, move || json(&whole, most)).await?
+        }
         other if body.starts_with(b"{") => Err(Error::new(
             Kind::InvalidBody,
             format!("the body looks like JSON: found content-type '{other}', expected application/json"),

@@ -70,8 +70,9 @@ pub(super) async fn classify(
     // A server that is full says so before it reads a body.
     service.admit()?;
     let (head, content) = http.into_parts();
-    let held = body::read(&service, &head.headers, content, received + service.limits.time).await?;
-    let images = body::images(&head.headers, &held.bytes, service.most_images()).await?;
+    let deadline = received + service.limits.time;
+    let held = body::read(&service, &head.headers, content, deadline, body::EXPECTED).await?;
+    let images = body::images(&service, &head.headers, &held.bytes, deadline).await?;
     let single = images.len() == 1;
     let images = images.into_iter().map(|image| image.map(Image::Encoded)).collect();
     let results = service.classify(&request, images).await?;

@@ -71,12 +71,18 @@ impl Origins {
     }
 }
 
-/// An origin as browsers send it: scheme and authority in small letters, nothing else.
+/// An origin as browsers send it: scheme and authority in small letters without the scheme's own port, nothing else.
 fn origin(text: &str) -> Option<HeaderValue> {
     let uri: Uri = text.parse().ok()?;
     let (scheme, authority) = (uri.scheme_str()?, uri.authority()?);
     let plain = format!("{scheme}://{authority}").eq_ignore_ascii_case(text) && !authority.as_str().contains('@');
-    HeaderValue::from_str(&text.to_ascii_lowercase()).ok().filter(|_| plain && !authority.host().is_empty())
+    let small = text.to_ascii_lowercase();
+    let shown = match scheme {
+        "https" => small.strip_suffix(":443"),
+        "http" => small.strip_suffix(":80"),
+        _ => None,
+    };
+    HeaderValue::from_str(shown.unwrap_or(&small)).ok().filter(|_| plain && !authority.host().is_empty())
 }
 
 #[cfg(test)]
@@ -92,7 +98,7 @@ mod tests {
         assert_eq!(read(&[]), Ok(Origins::None));
         assert_eq!(read(&["*"]), Ok(Origins::Any));
         let given = ["https://Example.org", "http://localhost:3000", "http://[::1]:80", "app://page"];
-        let sent = ["https://example.org", "http://localhost:3000", "http://[::1]:80", "app://page"];
+        let sent = ["https://example.org", "http://localhost:3000", "http://[::1]", "app://page"];
         assert_eq!(read(&given), Ok(Origins::These(sent.map(HeaderValue::from_static).into())));
     }
 

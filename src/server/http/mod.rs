@@ -19,7 +19,7 @@ use std::time::Instant;
 
 use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use tower_http::catch_panic::CatchPanicLayer;
@@ -103,6 +103,7 @@ async fn identify(mut request: Request, next: Next) -> Response {
                     Kind::MethodNotAllowed,
                     format!("found method {method} on {}, expected {}", uri.path(), allowed.unwrap_or("another")),
                 ),
+                StatusCode::NOT_FOUND => nothing_at(&uri),
                 status => Error::new(Kind::Internal, status.canonical_reason().unwrap_or("error")),
             }
         });
@@ -153,7 +154,11 @@ impl IntoResponse for Error {
 }
 
 pub(super) async fn not_found(request: Request) -> Error {
-    Error::new(Kind::NotFound, format!("there is nothing at {}", shortened(request.uri().path())))
+    nothing_at(request.uri())
+}
+
+fn nothing_at(uri: &Uri) -> Error {
+    Error::new(Kind::NotFound, format!("there is nothing at {}", shortened(uri.path())))
 }
 
 fn panicked(_: Box<dyn std::any::Any + Send>) -> Response {

@@ -32,28 +32,80 @@ fn wrong(problem: String) -> Error {
     Error::new(Kind::InvalidBody, format!("inputs: {problem}"))
 }
 
-/// The images of an input tensor, at most `most`.
-///
-/// # Errors
-/// Name, datatype or shape do not fit `model`, the contents do not fit datatype and shape, or a value is not finite.
-pub(in crate::server) fn images(
-    model: &Model,
-    name: &str,
-    datatype: &str,
-    shape: &[i64],
-    contents: Contents,
-    most: usize,
-) -> Result<Vec<Image>, Error> {
-    if name != INPUT {
-        return Err(wrong(format!("found one named '{}', expected {INPUT}", shortened(name))));
+/// What an input tensor has to hold, by its name, datatype and shape.
+pub(in crate::server) struct Expected {
+    count: usize,
+    of: Of,
+}
+
+enum Of {
+    /// So many values an image; the shape is for messages.
+    Floats {
+        each: usize,
+        shape: String,
+    },
+    Files,
+}
+
+impl Expected {
+    /// What an input of `model` has to hold that has at most `most` images.
+    ///
+    /// # Errors
+    /// Name, datatype or shape do not fit `model`.
+    pub(in crate::server) fn new(
+        model: &Model,
+        name: &str,
+        datatype: &str,
+        shape: &[i64],
+        most: usize,
+    ) -> Result<Self, Error> {
+        if name != INPUT {
+            return Err(wrong(format!("found one named '{}', expected {INPUT}", shortened(name))));
+        }
+        match datatype {
+            "FP32" => {
+                let input = &model.engine.bundle().manifest.input;
+                let (height, width) = (input.height, input.width);
+                let of_images = shape.len() == 4 && shape[1..] == [3, height as i64, width as i64];
+                if !of_images {
+                    let shown = shown(shape);
+                    return Err(wrong(format!("found FP32 of shape {shown}, expected [N,3,{height},{width}]")));
+                }
+                // The count is bounded and the rest is the model's own: no product overflows.
+                let of = Of::Floats { each: 3 * height * width, shape: shown(shape) };
+                Ok(Self { count: batch(shape[0], most)?, of })
+            }
+            "BYTES" => {
+                // [N,1] is what clients send that keep a dimension for the batch.
+                let ([size] | [size, 1]) = shape else {
+                    return Err(wrong(format!("found BYTES of shape {}, expected [N]", shown(shape))));
+                };
+                Ok(Self { count: batch(*size, most)?, of: Of::Files })
+            }
+            other => Err(wrong(format!(
+                "found datatype '{}' of {INPUT}, expected FP32 (normalised pixels) or BYTES (encoded images)",
+                shortened(other)
+            ))),
+        }
     }
-    match datatype {
-        "FP32" => floats(model, shape, contents, most),
-        "BYTES" => files(shape, contents, most),
-        other => Err(wrong(format!(
-            "found datatype '{}' of {INPUT}, expected FP32 (normalised pixels) or BYTES (encoded images)",
-            shortened(other)
-        ))),
+
+    /// How many values or files.
+    pub(in crate::server) fn values(&self) -> usize {
+        match self.of {
+            Of::Floats { each, .. } => self.count * each,
+            Of::Files => self.count,
+        }
+    }
+
+    /// The images of `contents`.
+    ///
+    /// # Errors
+    /// They are not what is expected, or a value is not finite.
+    pub(in crate::server) fn images(&self, contents: Contents) -> Result<Vec<Image>, Error> {
+        match &self.of {
+            Of::Floats { each, shape } => floats(self.values(), *each, shape, contents),
+            Of::Files => files(self.count, contents),
+        }
     }
 }
 
@@ -65,19 +117,9 @@ fn batch(size: i64, most: usize) -> Result<usize, Error> {
     }
 }
 
-fn floats(model: &Model, shape: &[i64], contents: Contents, most: usize) -> Result<Vec<Image>, Error> {
-    let input = &model.engine.bundle().manifest.input;
-    let (height, width) = (input.height, input.width);
-    let of_images = shape.len() == 4 && shape[1..] == [3, height as i64, width as i64];
-    if !of_images {
-        return Err(wrong(format!("found FP32 of shape {}, expected [N,3,{height},{width}]", shown(shape))));
-    }
-    let count = batch(shape[0], most)?;
-    // The count is bounded and the rest is the model's own: no product overflows.
-    let each = 3 * height * width;
-    let expected = count * each;
+fn floats(expected: usize, each: usize, shape: &str, contents: Contents) -> Result<Vec<Image>, Error> {
     let misfit = |found: usize, unit: &str, expected: usize| {
-        wrong(format!("found {found} {unit}, expected {expected} for FP32 of shape {}", shown(shape)))
+        wrong(format!("found {found} {unit}, expected {expected} for FP32 of shape {shape}"))
     };
     let values: Vec<f32> = match contents {
         Contents::Raw(raw) if raw.len() != 4 * expected => return Err(misfit(raw.len(), "bytes", 4 * expected)),
@@ -94,19 +136,12 @@ fn floats(model: &Model, shape: &[i64], contents: Contents, most: usize) -> Resu
     Ok(values.chunks_exact(each).map(|image| Image::Pixels(image.to_vec())).collect())
 }
 
-fn files(shape: &[i64], contents: Contents, most: usize) -> Result<Vec<Image>, Error> {
-    // [N,1] is what clients send that keep a dimension for the batch.
-    let ([size] | [size, 1]) = shape else {
-        return Err(wrong(format!("found BYTES of shape {}, expected [N]", shown(shape))));
-    };
-    let count = batch(*size, most)?;
+fn files(count: usize, contents: Contents) -> Result<Vec<Image>, Error> {
     let files = match contents {
         Contents::Raw(raw) => elements(raw, count)?,
         Contents::Files(files) if files.len() != count => {
-            return Err(wrong(format!(
-                "found {} elements, expected {count} for BYTES of shape [{count}]",
-                files.len()
-            )));
+            let found = files.len();
+            return Err(wrong(format!("found {found} elements, expected {count} for BYTES of shape [{count}]")));
         }
         Contents::Files(files) => files,
         Contents::Floats(_) => return Err(wrong(format!("found {}, expected strings for BYTES", contents.what()))),

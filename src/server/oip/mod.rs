@@ -9,7 +9,7 @@ mod metadata;
 mod output;
 
 pub(super) use infer::{Infer, Inferred, Value};
-pub(super) use input::{Contents, INPUT, images};
+pub(super) use input::{Contents, Expected, INPUT};
 pub(super) use metadata::{
     Duration as StatisticDuration, ModelConfig, ModelMetadata, ModelStatistics, ServerMetadata, TensorMetadata,
     statistics,

@@ -14,12 +14,13 @@ use utoipa::ToSchema;
 
 use super::Named;
 use super::request::{self, Data, InferRequest, Input, Output, Parameter, Values};
+use crate::registry::Model;
 use crate::server::classify::{Image, Service};
 use crate::server::error::{Error, Kind};
 use crate::server::http::classify::unreadable;
 use crate::server::http::json::Object;
 use crate::server::http::{RequestId, body, openapi};
-use crate::server::oip::{self, Contents, Infer, Inferred, Value, Wanted};
+use crate::server::oip::{self, Contents, Expected, Infer, Inferred, Value, Wanted};
 use crate::server::parameters::Parameters;
 use crate::text::shortened;
 
@@ -44,7 +45,7 @@ const JSON_LENGTH: HeaderName = HeaderName::from_static("inference-header-conten
         ("Inference-Header-Content-Length" = Option<u64>, Header,
             description = "Bytes of the JSON before the binary tensors; 0 where the body is the image."),
     ),
-    request_body(content((InferRequest = "application/json", example = json!(openapi::infer_example())), (openapi::Bytes = "application/octet-stream"))),
+    request_body(content((InferRequest<'static> = "application/json", example = json!(openapi::infer_example())), (openapi::Bytes = "application/octet-stream"))),
     responses(
         (status = 200, content(
             (Shown<'static> = "application/json"),
@@ -55,36 +56,63 @@ const JSON_LENGTH: HeaderName = HeaderName::from_static("inference-header-conten
 )]
 pub(super) async fn infer(
     State(service): State<Arc<Service>>,
-    Extension(id): Extension<RequestId>,
+    Extension(request_id): Extension<RequestId>,
     named: Named,
     query: Result<Query<Parameters>, QueryRejection>,
     http: HttpRequest,
 ) -> Result<Response, Error> {
     let received = Instant::now();
-    named.get(&service)?;
-    let Query(query) = query.map_err(|rejection| unreadable(&rejection))?;
+    let model = named.get(&service)?;
+    let Query(mut parameters) = query.map_err(|rejection| unreadable(&rejection))?;
+    for (name, value) in [("model", &parameters.model), ("version", &parameters.version)] {
+        if let Some(value) = value {
+            let found = shortened(value);
+            return Err(Error::new(
+                Kind::InvalidParameter,
+                format!("{name}: found '{found}' in the query, expected the model in the path alone"),
+            ));
+        }
+    }
     service.admit()?;
     let (head, content) = http.into_parts();
     let json_length = json_length(&head.headers)?;
-    let held = body::read(&service, &head.headers, content, received + service.limits.time).await?;
-    let asked = Asked { named, id, received };
-    if json_length == Some(0) {
-        let answer = asked.raw(&service, query, held.bytes.clone()).await?;
-        return Ok(written(&answer));
-    }
-    let (json, tensors) = split(&held.bytes, json_length)?;
-    let request = request::read(&json)
-        .map_err(|error| Error::new(Kind::InvalidBody, format!("JSON: {error}; expected {{\"inputs\":[...]}}")))?;
-    let answer = asked.run(&service, query, request, tensors).await?;
-    Ok(written(&answer))
+    let deadline = received + service.limits.time;
+    let held = body::read(&service, &head.headers, content, deadline, EXPECTED).await?;
+    let asked = if json_length == Some(0) {
+        Asked { id: None, wanted: Wanted::all(false), images: vec![Image::Encoded(held.bytes.clone())] }
+    } else {
+        let (json, tensors) = split(&held.bytes, json_length)?;
+        let (model, most) = (Arc::clone(&model), service.most_images());
+        let read = service.aside(held.bytes.len(), deadline, move || {
+            let asked = Asked::read(&json, tensors, &model, most, &mut parameters)?;
+            Ok::<_, Error>((asked, parameters))
+        });
+        let (asked, given) = read.await??;
+        parameters = given;
+        asked
+    };
+    let Asked { id, wanted, images } = asked;
+    let top_k = parameters.top_k()?;
+    let request = parameters.request_for(Arc::clone(&model), &service, request_id.as_str().into(), received)?;
+    let inferred = Infer { request, images, wanted, top_k }.run(&service).await?;
+    let (model, version) = (model.name.clone(), model.version.to_string());
+    Ok(written(&Answer { model, version, id, inferred }))
 }
 
+const EXPECTED: &str = "an inference request {\"inputs\":[...]}, or an image's bytes with \
+                        Inference-Header-Content-Length: 0";
+
 fn json_length(headers: &HeaderMap) -> Result<Option<usize>, Error> {
-    let Some(value) = headers.get(JSON_LENGTH) else { return Ok(None) };
-    let number = value.to_str().ok().and_then(|text| text.parse().ok());
+    let mut values = headers.get_all(JSON_LENGTH).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    let text = value.to_str().ok().filter(|text| text.bytes().all(|digit| digit.is_ascii_digit()));
+    let number = text.and_then(|text| text.parse().ok()).filter(|_| values.next().is_none());
     let found = || shortened(&String::from_utf8_lossy(value.as_bytes()));
     number.map(Some).ok_or_else(|| {
-        Error::new(Kind::InvalidParameter, format!("{JSON_LENGTH}: found '{}', expected a number of bytes", found()))
+        Error::new(
+            Kind::InvalidParameter,
+            format!("{JSON_LENGTH}: found '{}', expected a number of bytes, once", found()),
+        )
     })
 }
 
@@ -101,35 +129,26 @@ fn split(body: &Bytes, json_length: Option<usize>) -> Result<(Bytes, Bytes), Err
     Ok((body.slice(..length), body.slice(length..)))
 }
 
-/// A request, as its head has it.
+/// What a body asks for.
 struct Asked {
-    named: Named,
-    id: RequestId,
-    received: Instant,
-}
-
-/// What is written as an answer.
-struct Answer {
-    model: String,
-    version: String,
     id: Option<String>,
-    inferred: Inferred,
+    wanted: Vec<Wanted>,
+    images: Vec<Image>,
 }
 
 impl Asked {
-    /// A body that is an image's bytes; the query has its parameters.
-    async fn raw(self, service: &Service, query: Parameters, image: Bytes) -> Result<Answer, Error> {
-        self.answer(service, query, None, Wanted::all(false), |_| Ok(vec![Image::Encoded(image)])).await
-    }
-
-    async fn run(
-        self,
-        service: &Service,
-        mut parameters: Parameters,
-        request: InferRequest,
+    /// Reads a body of `json` and binary `tensors`; its parameters are added to `parameters`.
+    fn read(
+        json: &[u8],
         tensors: Bytes,
-    ) -> Result<Answer, Error> {
-        let InferRequest { id, parameters: given, mut inputs, outputs } = request;
+        model: &Model,
+        most: usize,
+        parameters: &mut Parameters,
+    ) -> Result<Self, Error> {
+        let wrong = |error: serde_json::Error| {
+            Error::new(Kind::InvalidBody, format!("JSON: {error}; expected {{\"inputs\":[...]}}"))
+        };
+        let InferRequest { id, parameters: given, mut inputs, outputs } = request::read(json).map_err(wrong)?;
         let mut binary = false;
         for (name, value) in given.0 {
             match name.as_str() {
@@ -138,43 +157,23 @@ impl Asked {
             }
         }
         let wanted = if outputs.is_empty() { Wanted::all(binary) } else { wanted(&outputs, binary)? };
-        let Object(mut input) = inputs.pop().ok_or_else(|| {
+        let Object(input) = inputs.pop().ok_or_else(|| {
             Error::new(Kind::InvalidBody, format!("inputs: found none, expected one named {}", oip::INPUT))
         })?;
-        let data = input.data.take();
-        let most = service.most_images();
-        let images = |model: &_| {
-            let contents = contents(&input, data, tensors)?;
-            oip::images(model, &input.name, &input.datatype, &input.shape, contents, most)
-        };
-        self.answer(service, parameters, id, wanted, images).await
+        let expected = Expected::new(model, &input.name, &input.datatype, &input.shape, most)?;
+        let data = input.data.map(|data| Data::read(data, expected.values())).transpose();
+        let data = data.map_err(|error| Error::new(Kind::InvalidBody, format!("inputs: {error}")))?;
+        let images = expected.images(contents(&input, data, tensors)?)?;
+        Ok(Self { id, wanted, images })
     }
+}
 
-    async fn answer(
-        self,
-        service: &Service,
-        mut parameters: Parameters,
-        id: Option<String>,
-        wanted: Vec<Wanted>,
-        images: impl FnOnce(&crate::registry::Model) -> Result<Vec<Image>, Error>,
-    ) -> Result<Answer, Error> {
-        let named = |name: &str, value: &Option<String>| match value {
-            None => Ok(()),
-            Some(value) => Err(Error::new(
-                Kind::InvalidParameter,
-                format!("{name}: found '{}' in the query, expected the model in the path alone", shortened(value)),
-            )),
-        };
-        named("model", &parameters.model)?;
-        named("version", &parameters.version)?;
-        (parameters.model, parameters.version) = (Some(self.named.model), self.named.version);
-        let top_k = parameters.top_k()?;
-        let request = parameters.request(service, self.id.as_str().into(), self.received)?;
-        let images = images(&request.model)?;
-        let (model, version) = (request.model.name.clone(), request.model.version.to_string());
-        let inferred = Infer { request, images, wanted, top_k }.run(service).await?;
-        Ok(Answer { model, version, id, inferred })
-    }
+/// What is written as an answer.
+struct Answer {
+    model: String,
+    version: String,
+    id: Option<String>,
+    inferred: Inferred,
 }
 
 fn flag(name: &str, value: &Parameter) -> Result<bool, Error> {
@@ -216,7 +215,7 @@ fn wanted(outputs: &[Object<Output>], binary: bool) -> Result<Vec<Wanted>, Error
 }
 
 /// The contents of an input: its `data`, or the binary `tensors` after the JSON.
-fn contents(input: &Input, data: Option<Data>, tensors: Bytes) -> Result<Contents, Error> {
+fn contents(input: &Input<'_>, data: Option<Data>, tensors: Bytes) -> Result<Contents, Error> {
     let wrong = |problem: String| Error::new(Kind::InvalidBody, format!("inputs: {problem}"));
     let mut stated = None;
     for (name, value) in &input.parameters.0 {

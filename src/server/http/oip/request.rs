@@ -8,23 +8,23 @@ use bytes::Bytes;
 use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value as Json;
+use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use crate::server::http::body::MOST_IMAGES;
 use crate::server::http::json::Object;
 
 /// An inference request, without what follows it in binary. Members that other servers know are passed over, and null is
 /// as good as absent.
 #[derive(Debug, Deserialize, ToSchema)]
-pub(super) struct InferRequest {
+pub(super) struct InferRequest<'a> {
     #[serde(default)]
     pub(super) id: Option<String>,
     #[serde(default)]
     #[schema(value_type = Option<Map<String, Json>>)]
     pub(super) parameters: Parameters,
-    #[serde(deserialize_with = "bounded::<_, _, 1>")]
+    #[serde(borrow, deserialize_with = "bounded::<_, _, 1>")]
     #[schema(min_items = 1, max_items = 1, value_type = Vec<Input>)]
-    pub(super) inputs: Vec<Object<Input>>,
+    pub(super) inputs: Vec<Object<Input<'a>>>,
     #[serde(default, deserialize_with = "bounded::<_, _, 16>")]
     #[schema(max_items = 16, value_type = Option<Vec<Output>>)]
     pub(super) outputs: Vec<Object<Output>>,
@@ -32,7 +32,7 @@ pub(super) struct InferRequest {
 
 #[derive(Debug, Deserialize, ToSchema)]
 #[schema(as = InferInputTensor)]
-pub(super) struct Input {
+pub(super) struct Input<'a> {
     pub(super) name: String,
     pub(super) datatype: String,
     #[serde(deserialize_with = "bounded::<_, _, 16>")]
@@ -40,9 +40,10 @@ pub(super) struct Input {
     #[serde(default)]
     #[schema(value_type = Option<Map<String, Json>>)]
     pub(super) parameters: Parameters,
-    #[serde(default)]
+    /// Read [once it is known](Data::read) what it has to be.
+    #[serde(default, borrow)]
     #[schema(value_type = Option<Vec<Json>>)]
-    pub(super) data: Option<Data>,
+    pub(super) data: Option<&'a RawValue>,
 }
 
 #[derive(Debug, Deserialize, ToSchema)]
@@ -216,10 +217,16 @@ pub(super) enum Values {
     Files(Vec<Bytes>),
 }
 
-impl<'de> Deserialize<'de> for Data {
-    fn deserialize<D: Deserializer<'de>>(data: D) -> Result<Self, D::Error> {
+impl Data {
+    /// Reads `data` that has at most `most` values.
+    ///
+    /// # Errors
+    /// It is no list of numbers or base64 strings, flat or nested regularly, or has more values: no more are ever in
+    /// memory.
+    pub(super) fn read(data: &RawValue, most: usize) -> Result<Self, serde_json::Error> {
         let mut found = Self { values: Values::None, shape: Vec::new() };
-        Level { found: &mut found, depth: 0, known: &mut Vec::new() }.deserialize(data)?;
+        let mut text = serde_json::Deserializer::from_str(data.get());
+        Level { found: &mut found, depth: 0, known: &mut Vec::new(), most }.deserialize(&mut text)?;
         Ok(found)
     }
 }
@@ -230,13 +237,27 @@ struct Level<'a> {
     depth: usize,
     /// Whether the length at each depth has been found.
     known: &'a mut Vec<bool>,
+    /// Values in all, at most.
+    most: usize,
 }
 
 impl Level<'_> {
     fn leaf<E: serde::de::Error>(&self) -> Result<(), E> {
         match self.depth {
             0 => Err(E::custom("data is no list, expected one of numbers or of base64 strings")),
-            depth if depth == self.found.shape.len() => Ok(()),
+            depth if depth == self.found.shape.len() => {
+                let there = match &self.found.values {
+                    Values::None => 0,
+                    Values::Floats(floats) => floats.len(),
+                    Values::Files(files) => files.len(),
+                };
+                let most = self.most;
+                if there < most {
+                    Ok(())
+                } else {
+                    Err(E::custom(format!("data has more than the {most} values of its shape")))
+                }
+            }
             _ => Err(E::custom("data has values and lists side by side, expected lists of one depth")),
         }
     }
@@ -268,7 +289,7 @@ impl<'de> Visitor<'de> for Level<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
-        let Self { found, depth, known } = self;
+        let Self { found, depth, known, most } = self;
         if depth == found.shape.len() {
             if !matches!(found.values, Values::None) {
                 return Err(A::Error::custom("data has values and lists side by side, expected lists of one depth"));
@@ -277,7 +298,10 @@ impl<'de> Visitor<'de> for Level<'_> {
             known.push(false);
         }
         let mut length = 0;
-        while list.next_element_seed(Level { found: &mut *found, depth: depth + 1, known: &mut *known })?.is_some() {
+        while list
+            .next_element_seed(Level { found: &mut *found, depth: depth + 1, known: &mut *known, most })?
+            .is_some()
+        {
             length += 1;
         }
         if known[depth] && found.shape[depth] != length {
@@ -306,9 +330,6 @@ impl<'de> Visitor<'de> for Level<'_> {
             E::custom(format!("data: {error}, expected an encoded image's bytes in standard base64"))
         })?;
         match &mut self.found.values {
-            Values::Files(files) if files.len() == MOST_IMAGES => {
-                return Err(E::custom(format!("data has more than {MOST_IMAGES} strings")));
-            }
             Values::Files(files) => files.push(file),
             Values::None => self.found.values = Values::Files(vec![file]),
             Values::Floats(_) => return Err(E::custom("data has numbers and strings, expected one of them")),
@@ -325,7 +346,7 @@ impl<'de> Visitor<'de> for Level<'_> {
 ///
 /// # Errors
 /// It is none, said with where.
-pub(super) fn read(text: &[u8]) -> Result<InferRequest, serde_json::Error> {
+pub(super) fn read(text: &[u8]) -> Result<InferRequest<'_>, serde_json::Error> {
     serde_json::from_slice(text).map(|Object(request)| request)
 }
 
@@ -336,8 +357,13 @@ mod tests {
 
     use super::*;
 
+    fn read_most(value: &Value, most: usize) -> Result<Data, String> {
+        let raw = serde_json::value::to_raw_value(value).unwrap();
+        Data::read(&raw, most).map_err(|error| error.to_string())
+    }
+
     fn data(value: &Value) -> Result<Data, String> {
-        serde_json::from_value(value.clone()).map_err(|error| error.to_string())
+        read_most(value, 1000)
     }
 
     fn floats(value: &Value) -> (Vec<f32>, Vec<usize>) {
@@ -368,8 +394,20 @@ mod tests {
             (json!({"0": 1}), "numbers or base64 strings"),
         ] {
             let error = data(&value).expect_err("no tensor");
-            assert!(error.contains(why), "{value}: {error}");
+            contains(&error, why);
         }
+    }
+
+    #[test]
+    fn data_ends_where_its_shape_does() {
+        for value in [json!([1, 2, 3]), json!([[1], [2], [3]]), json!(["aGk=", "aGk=", "aGk="])] {
+            assert!(read_most(&value, 3).is_ok());
+            contains(&read_most(&value, 2).expect_err("too many"), "more than the 2 values");
+        }
+    }
+
+    fn contains(text: &str, part: &str) {
+        assert!(text.contains(part), "{text}");
     }
 
     proptest! {
