@@ -185,8 +185,7 @@ impl Registry {
     /// There is no such model or version.
     pub fn get(&self, name: Option<&str>, version: Option<&str>) -> Result<Arc<Model>, Unknown> {
         let models = self.models();
-        let default = || self.default.as_deref().filter(|name| models.contains_key(*name));
-        let name = name.or_else(default).ok_or_else(|| Unknown::Unnamed { known: names(models.keys()) })?;
+        let name = name.or(self.default.as_deref()).ok_or_else(|| Unknown::Unnamed { known: names(models.keys()) })?;
         let versions =
             models.get(name).ok_or_else(|| Unknown::Name { name: shortened(name), known: names(models.keys()) })?;
         let model = match version {

@@ -203,6 +203,11 @@ async fn requests_that_do_not_fit() {
         (ModelInferRequest { raw_input_contents: vec![], ..of_file(&png(1)) }, Code::InvalidArgument, &["no contents"]),
         (junk(vec![element(b""); 2], bytes_input(1)), Code::InvalidArgument, &["2 raw_input_contents"]),
         (of_file(b"junk"), Code::InvalidArgument, &["type is unknown"]),
+        (
+            ModelInferRequest { id: "x".repeat(1025), ..of_file(&png(1)) },
+            Code::InvalidArgument,
+            &["id: found 1025 bytes"],
+        ),
         (of_file(b""), Code::InvalidArgument, &["the image is empty"]),
         (
             junk(vec![Bytes::from_static(&[9, 0, 0, 0, 1])], bytes_input(1)),

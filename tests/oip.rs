@@ -482,6 +482,10 @@ async fn parameters_and_outputs_that_do_not_fit() {
         body["outputs"] = outputs.clone();
         refused(&server, "", body.to_string().as_bytes(), 400, "invalid_parameter", parts).await;
     }
+    let mut body = of_files(&[png(1)]);
+    body["id"] = json!("x".repeat(1025));
+    refused(&server, "", body.to_string().as_bytes(), 400, "invalid_parameter", &["id: found 1025 bytes", "1024"])
+        .await;
     let many: Vec<Value> = (0..17).map(|_| json!({"name": "mask"})).collect();
     let mut body = of_files(&[png(1)]);
     body["outputs"] = json!(many);

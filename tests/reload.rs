@@ -208,8 +208,8 @@ async fn an_unloaded_model_is_gone_until_it_is_loaded() {
     let gone = ["model 'other' not found", "expected one of: one"];
     refused(server.post("?model=other", png(1)).await, 404, "unknown_model", &gone).await;
     refused(server.get("/v1/models/other").await, 404, "unknown_model", &gone).await;
-    let unnamed = ["model: none named and no default", "expected one of: one"];
-    refused(server.post("", png(1)).await, 400, "invalid_parameter", &unnamed).await;
+    let unnamed = ["model 'other' not found", "expected one of: one"];
+    refused(server.post("", png(1)).await, 404, "unknown_model", &unnamed).await;
     refused(ask(&server, "other", "unload").await, 404, "unknown_model", &gone).await;
     assert_eq!(server.classify("?model=one", png(1)).await["model"], "one");
     let shown = answered(server.get("/v1/models").await).await;
@@ -238,10 +238,33 @@ async fn an_unloaded_model_is_gone_until_it_is_loaded() {
 
     changed(&server, "one", "unload").await;
     changed(&server, "other", "unload").await;
-    refused(server.post("", png(1)).await, 400, "invalid_parameter", &["expected one of: (none is there)"]).await;
+    refused(server.post("", png(1)).await, 404, "unknown_model", &["expected one of: (none is there)"]).await;
     assert_eq!(answered(server.get("/v1/models").await).await, json!({"models": []}));
     server.signal(Signal::TERM);
     assert_eq!(server.ended().code(), Some(0), "a server without models ends well");
+}
+
+#[tokio::test]
+async fn a_web_page_cannot_change_what_is_served() {
+    let server = Server::start(models("one", &Net::tiny(5)).path(), &[]);
+    let url = server.admin_url("/v2/repository/models/one/unload");
+    let page = server.client.post(url).header("origin", "http://127.0.0.1").send().await.unwrap();
+    refused(page, 403, "forbidden", &["found a request of a web page", "an operator's tool"]).await;
+    server.classify("", png(1)).await;
+}
+
+#[tokio::test]
+async fn a_graph_that_changed_alone_is_seen() {
+    let dir = models("one", &Net::tiny(5));
+    let server = Server::start(dir.path(), &[]);
+    let graph = dir.path().join("one/1/policy.onnx");
+    let whole = std::fs::read(&graph).unwrap();
+    std::fs::write(&graph, &whole[..whole.len() / 2]).unwrap();
+    refused(ask(&server, "one", "load").await, 400, "invalid_bundle", &["policy.onnx", "sha256"]).await;
+    server.classify("", png(1)).await;
+    std::fs::write(&graph, whole).unwrap();
+    let change = changed(&server, "one", "load").await;
+    assert_eq!(change, json!({"name": "one", "loaded": [], "kept": ["1"], "unloaded": []}));
 }
 
 #[tokio::test]
@@ -301,7 +324,7 @@ async fn what_is_being_answered_is_answered_by_the_model_it_came_for() {
         }
         changed(&server, "net", change).await;
         if change == "unload" {
-            assert_eq!(server.post("", image.clone()).await.status(), 400);
+            assert_eq!(server.post("", image.clone()).await.status(), 404);
         }
         let answer = answered(request.await.unwrap().unwrap()).await;
         for result in answer["results"].as_array().unwrap() {

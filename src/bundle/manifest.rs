@@ -203,7 +203,7 @@ impl Manifest {
         Ok(())
     }
 
-    fn files(&self) -> impl Iterator<Item = (&str, &str)> {
+    pub(super) fn files(&self) -> impl Iterator<Item = (&str, &str)> {
         let single = [&self.labels, &self.stem, &self.head].map(|file| (file.file.as_str(), file.sha256.as_str()));
         let policy = (self.policy.file.as_str(), self.policy.sha256.as_str());
         let blocks = self.segments.iter().flat_map(|segment| &segment.blocks).flat_map(|block| {

@@ -108,12 +108,14 @@ impl Bundle {
         Ok(bundle)
     }
 
-    /// Whether its directory holds the same bundle still: the same `bundle.json`, in which the hashes of the other files
-    /// are, and the same frequent masks.
+    /// Whether its directory holds the same bundle still: the same `bundle.json`, files with the hashes that are in it, and
+    /// the same frequent masks.
     pub fn is_current(&self) -> bool {
         let manifest = read(&self.dir.join(MANIFEST), LARGEST_FILE);
         let frequent = || Frequent::read(&self.dir.join(FREQUENT), self.blocks.len());
+        let as_stated = |(name, sha256): (&str, &str)| read_hashed(&self.dir.join(name), sha256).is_ok();
         manifest.is_ok_and(|manifest| sha256_hex(&manifest) == self.manifest_sha256)
+            && self.manifest.files().all(as_stated)
             && frequent().is_ok_and(|frequent| frequent.unwrap_or_default() == self.frequent)
     }
 

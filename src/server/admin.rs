@@ -3,8 +3,9 @@
 use std::sync::{Arc, OnceLock};
 
 use axum::extract::rejection::{BytesRejection, PathRejection};
-use axum::extract::{DefaultBodyLimit, Path, State};
-use axum::http::{StatusCode, header};
+use axum::extract::{DefaultBodyLimit, Path, Request, State};
+use axum::http::{Method, StatusCode, header};
+use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -40,8 +41,19 @@ pub(super) fn router(
         .route("/v2/repository/models/{name}/unload", post(unload))
         .fallback(http::not_found)
         .layer(DefaultBodyLimit::max(MOST_BYTES))
+        .layer(from_fn(no_page))
         .with_state(Admin { metrics, readiness, registry });
     http::encoding::compressed(http::identified(routes))
+}
+
+/// Keeps web pages from changing anything: a browser on an operator's machine reaches this listener, and would send what
+/// any page tells it to. It names the page's origin with every POST.
+async fn no_page(request: Request, next: Next) -> Result<Response, Error> {
+    if request.method() != Method::GET && request.headers().contains_key(header::ORIGIN) {
+        let message = "found a request of a web page (it has an Origin header), expected one of an operator's tool";
+        return Err(Error::new(Kind::Forbidden, message));
+    }
+    Ok(next.run(request).await)
 }
 
 async fn metrics_text(State(admin): State<Admin>) -> Response {

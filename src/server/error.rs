@@ -25,6 +25,7 @@ pub enum Kind {
     NotFound,
     MethodNotAllowed,
     InvalidBundle,
+    Forbidden,
     Starting,
     Overloaded,
     ShuttingDown,
@@ -42,6 +43,7 @@ impl Kind {
             }
             Self::ImageTooLarge | Self::BodyTooLarge | Self::TooManyImages => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedEncoding | Self::UnsupportedImageType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::Forbidden => StatusCode::FORBIDDEN,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::UnknownModel | Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
@@ -64,6 +66,7 @@ impl Kind {
             Self::UnsupportedImageType => "unsupported_image_type",
             Self::BodyTooLarge => "body_too_large",
             Self::TooManyImages => "too_many_images",
+            Self::Forbidden => "forbidden",
             Self::BodyTimeout => "body_timeout",
             Self::UnknownModel => "unknown_model",
             Self::NotFound => "not_found",

@@ -122,6 +122,19 @@ impl Parameters {
     }
 }
 
+/// Checks an id that comes back in the answer: one may wait for its client as long as that likes.
+///
+/// # Errors
+/// It is too long.
+pub(super) fn check_id(name: &str, id: &str) -> Result<(), Error> {
+    const MOST: usize = 1024;
+    if id.len() <= MOST {
+        return Ok(());
+    }
+    let found = id.len();
+    Err(Error::new(Kind::InvalidParameter, format!("{name}: found {found} bytes, expected at most {MOST}")))
+}
+
 fn number<T: FromStr>(name: &str, value: Option<&str>, expected: &str) -> Result<Option<T>, Error> {
     let parse = |text: &str| {
         text.parse().map_err(|_| {

@@ -12,7 +12,7 @@ use crate::proto::v1::classify_stream_response::Result as Either;
 use crate::proto::v1::{self, ClassifyRequest, ClassifyResponse, ClassifyStreamResponse, Flops, Path, Prediction};
 use crate::server::classify::{Image, ImageResult, Service, Timing};
 use crate::server::error::{Error, Kind};
-use crate::server::parameters::Parameters;
+use crate::server::parameters::{Parameters, check_id};
 
 pub(super) struct Typed {
     pub(super) service: Arc<Service>,
@@ -56,14 +56,16 @@ impl Classifier for Typed {
     }
 }
 
-/// The id that an answer has: the message's own, or the call's.
+/// The id that an answer has: the message's own, or the call's where that has none or one that is refused.
 fn shown_id(call: &Call, message: &ClassifyRequest) -> String {
-    if message.request_id.is_empty() { call.id.as_str().to_owned() } else { message.request_id.clone() }
+    let usable = !message.request_id.is_empty() && check_id("request_id", &message.request_id).is_ok();
+    if usable { message.request_id.clone() } else { call.id.as_str().to_owned() }
 }
 
 async fn classify(service: &Service, call: &Call, message: ClassifyRequest) -> Result<ClassifyResponse, Error> {
     let received = Instant::now();
     let _memory = call.memory(service, message.encoded_len())?;
+    check_id("request_id", &message.request_id)?;
     let request_id = shown_id(call, &message);
     let ClassifyRequest { image, model, version, path, threshold, max_blocks, max_flops, top_k, .. } = message;
     let some = |text: String| Some(text).filter(|text| !text.is_empty());

@@ -28,7 +28,7 @@ use crate::registry::Model;
 use crate::server::classify::Service;
 use crate::server::error::{Error, Kind};
 use crate::server::oip::{self, Contents, Infer, Inferred, Value, Wanted};
-use crate::server::parameters::Parameters;
+use crate::server::parameters::{Parameters, check_id};
 use crate::text::shortened;
 
 pub(super) struct Oip {
@@ -124,7 +124,8 @@ impl GrpcInferenceService for Oip {
         let call = Call::of(request.extensions())?;
         let service = Arc::clone(&self.service);
         let each = move |message: ModelInferRequest| {
-            let (service, call, id) = (Arc::clone(&service), call.clone(), message.id.clone());
+            let (service, call) = (Arc::clone(&service), call.clone());
+            let id = check_id("id", &message.id).map_or_else(|_| String::new(), |()| message.id.clone());
             async move {
                 let answer = async {
                     service.admit()?;
@@ -208,14 +209,14 @@ impl GrpcInferenceService for Oip {
         &self,
         _: Request<RepositoryModelLoadRequest>,
     ) -> Result<Response<RepositoryModelLoadResponse>, Status> {
-        Err(Status::permission_denied(ON_ADMIN))
+        Err(Error::new(Kind::Forbidden, ON_ADMIN).into())
     }
 
     async fn repository_model_unload(
         &self,
         _: Request<RepositoryModelUnloadRequest>,
     ) -> Result<Response<RepositoryModelUnloadResponse>, Status> {
-        Err(Status::permission_denied(ON_ADMIN))
+        Err(Error::new(Kind::Forbidden, ON_ADMIN).into())
     }
 }
 
@@ -250,6 +251,7 @@ async fn infer(service: &Service, call: &Call, message: ModelInferRequest) -> Re
     let _memory = call.memory(service, message.encoded_len())?;
     let ModelInferRequest { model_name, model_version, id, parameters: given, inputs, outputs, raw_input_contents } =
         message;
+    check_id("id", &id)?;
     let some = |text: String| Some(text).filter(|text| !text.is_empty());
     let mut parameters = Parameters { model: some(model_name), version: some(model_version), ..Parameters::default() };
     for (name, value) in given {

@@ -19,6 +19,7 @@ impl Kind {
             | Self::UnsupportedImageType
             | Self::ImageTooLarge
             | Self::TooManyImages => Code::InvalidArgument,
+            Self::Forbidden => Code::PermissionDenied,
             Self::BodyTooLarge => Code::ResourceExhausted,
             Self::UnknownModel | Self::NotFound => Code::NotFound,
             Self::MethodNotAllowed => Code::Unimplemented,

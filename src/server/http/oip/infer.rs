@@ -21,7 +21,7 @@ use crate::server::http::classify::unreadable;
 use crate::server::http::json::Object;
 use crate::server::http::{RequestId, body, openapi};
 use crate::server::oip::{self, Contents, Expected, Infer, Inferred, Value, Wanted};
-use crate::server::parameters::Parameters;
+use crate::server::parameters::{Parameters, check_id};
 use crate::text::shortened;
 
 /// Bytes of the JSON that comes before the binary tensors; 0 where the body is the image.
@@ -149,6 +149,7 @@ impl Asked {
             Error::new(Kind::InvalidBody, format!("JSON: {error}; expected {{\"inputs\":[...]}}"))
         };
         let InferRequest { id, parameters: given, mut inputs, outputs } = request::read(json).map_err(wrong)?;
+        check_id("id", id.as_deref().unwrap_or_default())?;
         let mut binary = false;
         for (name, value) in given.0 {
             match name.as_str() {
