@@ -263,6 +263,11 @@ async fn requests_that_do_not_fit() {
     let nothing: Result<Response<ModelInferResponse>, Status> = bench.call("/no.Service/Call", of_file(&png(1))).await;
     assert_eq!(nothing.expect_err("no such service").code(), Code::Unimplemented);
     bench.infer(of_file(&png(1))).await.unwrap();
+    // Each is counted once, whoever refused it.
+    let metrics = bench.server.metrics().await;
+    let count = |code: &str| metrics.values[&format!("blockdrop_requests_total{{code=\"{code}\",protocol=\"grpc\"}}")];
+    let counts = ["OK", "NOT_FOUND", "RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNIMPLEMENTED", "INTERNAL"].map(count);
+    assert_eq!(counts, [1.0, 2.0, 1.0, 1.0, 1.0, 0.0]);
 }
 
 /// A row of empty parts takes a hundred times its bytes once it is decoded.

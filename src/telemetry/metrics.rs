@@ -23,15 +23,18 @@ const BATCHES: [f64; 10] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 
 const HTTP_CODES: [&str; 12] = ["200", "400", "401", "404", "405", "408", "413", "415", "499", "500", "503", "504"];
 
 /// Every status that the gRPC side answers with.
-const GRPC_CODES: [&str; 9] = [
+const GRPC_CODES: [&str; 12] = [
     "OK",
     "CANCELLED",
     "INVALID_ARGUMENT",
     "DEADLINE_EXCEEDED",
     "NOT_FOUND",
+    "OUT_OF_RANGE",
+    "PERMISSION_DENIED",
     "RESOURCE_EXHAUSTED",
     "UNIMPLEMENTED",
     "INTERNAL",
+    "UNAUTHENTICATED",
     "UNAVAILABLE",
 ];
 

@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::http::HeaderMap;
@@ -23,6 +24,8 @@ pub(super) struct Call {
     /// When its client stops waiting.
     deadline: Option<Instant>,
     arrived: Arrived,
+    /// Whether a message of it was [answered], and so counted.
+    pub(super) counted: Arc<AtomicBool>,
 }
 
 impl Call {
@@ -41,7 +44,7 @@ impl Call {
             })
         });
         let deadline = timeout.transpose()?.and_then(|timeout| Instant::now().checked_add(timeout));
-        Ok(Self { id, deadline, arrived })
+        Ok(Self { id, deadline, arrived, counted: Arc::default() })
     }
 
     /// The call that the layer in front has put there.
@@ -111,6 +114,7 @@ pub(super) async fn answered<T>(
     call: &Call,
     answer: impl Future<Output = Result<T, Error>>,
 ) -> Result<T, Error> {
+    call.counted.store(true, Ordering::Relaxed);
     service.metrics.inflight.inc();
     let mut observed = Observed { service, started: Instant::now(), code: Code::Cancelled };
     let span = tracing::debug_span!("request", request_id = call.id.as_str(), method, status = tracing::field::Empty,);

@@ -7,6 +7,8 @@ mod oip;
 mod status;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use axum::Router;
 use axum::extract::{Request, State};
@@ -89,29 +91,33 @@ pub(super) async fn stopping(reporter: &HealthReporter) {
     }
 }
 
-/// Reads a call's head: its id and deadline; and limits its body.
+/// Reads a call's head: its id and deadline; and limits its body. Counts calls that end before a message of theirs is
+/// answered: refused here, unknown, or with a message that cannot be read.
 async fn head(State((service, guard)): State<(Arc<Service>, Guard)>, request: Request, next: Next) -> Response {
-    let id = RequestId::of(&request);
+    let (started, id) = (Instant::now(), RequestId::of(&request));
     let admitted = guard.check(request.uri().path(), request.headers());
-    let mut response = match admitted.and_then(|()| called(&service, request, &id)) {
-        Ok(request) => next.run(request).await,
-        Err(error) => refused(error),
+    let (mut response, counted) = match admitted.and_then(|()| called(&service, request, &id)) {
+        Ok((request, call)) => (next.run(request).await, call.counted.load(Ordering::Relaxed)),
+        Err(error) => (refused(error), false),
     };
+    if !counted && let Some(status) = Status::from_header_map(response.headers()) {
+        service.metrics.request("grpc", status::name(status.code()), started.elapsed());
+    }
     if let Ok(value) = HeaderValue::from_str(id.as_str()) {
         response.headers_mut().insert(REQUEST_ID, value);
     }
     response
 }
 
-fn called(service: &Arc<Service>, request: Request, id: &RequestId) -> Result<Request, Error> {
+fn called(service: &Arc<Service>, request: Request, id: &RequestId) -> Result<(Request, Call), Error> {
     if CLASSIFYING.contains(&request.uri().path()) {
         service.admit()?;
     }
     let (mut head, body) = request.into_parts();
     let (body, arrived) = body::limited(Arc::clone(service), body);
     let call = Call::new(id.clone(), &head.headers, arrived)?;
-    head.extensions.insert(call);
-    Ok(Request::from_parts(head, body))
+    head.extensions.insert(call.clone());
+    Ok((Request::from_parts(head, body), call))
 }
 
 fn refused(error: Error) -> Response {
