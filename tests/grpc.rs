@@ -312,6 +312,11 @@ async fn messages_that_are_none() {
         let (status, message) = raw(&bench.server, INFER, &[], body.into()).await;
         assert_eq!(status, Some((code as i32).to_string()), "{shown}: {message}");
     }
+    // A byte at a time is a message all the same.
+    let whole = framed(message.len() as u32, &message);
+    let bytes: Vec<_> = whole.iter().map(|byte| Ok::<_, std::io::Error>(vec![*byte])).collect();
+    let (status, found) = raw(&bench.server, INFER, &[], reqwest::Body::wrap_stream(stream::iter(bytes))).await;
+    assert_eq!(status, None, "what is answered has its status after the answer: {found}");
     let headers = [("grpc-timeout", "soon")];
     let (status, found) = raw(&bench.server, INFER, &headers, framed(message.len() as u32, &message).into()).await;
     assert_eq!(status.as_deref(), Some("3"), "{found}");

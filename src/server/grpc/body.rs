@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use axum::body::{Body, BodyDataStream};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
 use tokio::sync::OwnedSemaphorePermit;
 use tonic::Status;
@@ -49,7 +49,7 @@ pub(super) fn limited(service: Arc<Service>, body: Body) -> (Body, Arrived) {
         held: 0,
         length: 0,
         late: None,
-        begun: Vec::new(),
+        begun: BytesMut::new(),
         whole: VecDeque::new(),
         ended: false,
     };
@@ -73,8 +73,8 @@ struct Messages {
     held: usize,
     /// When a message that has begun has to be there.
     late: Option<Pin<Box<tokio::time::Sleep>>>,
-    /// Pieces of a message that is not whole yet.
-    begun: Vec<Bytes>,
+    /// What has come of a message that is not whole yet. Copied together: a client may send a byte at a time.
+    begun: BytesMut,
     /// Pieces of messages that are.
     whole: VecDeque<Bytes>,
     ended: bool,
@@ -85,13 +85,17 @@ impl Messages {
     fn arrive(&mut self, mut chunk: Bytes) -> Result<(), Error> {
         let whole = self.follow(&chunk)?;
         if whole > 0 {
-            self.whole.extend(self.begun.drain(..));
+            self.hand_on();
             self.whole.push_back(chunk.split_to(whole));
         }
-        if !chunk.is_empty() {
-            self.begun.push(chunk);
-        }
+        self.begun.extend_from_slice(&chunk);
         Ok(())
+    }
+
+    fn hand_on(&mut self) {
+        if !self.begun.is_empty() {
+            self.whole.push_back(std::mem::take(&mut self.begun).freeze());
+        }
     }
 
     /// Follows `chunk` from message to message; how many of its bytes belong to whole ones.
@@ -170,8 +174,7 @@ impl Stream for Messages {
                 // What is there of a message that is not whole is for the reader to refuse.
                 Poll::Ready(None) => {
                     self.ended = true;
-                    let begun = std::mem::take(&mut self.begun);
-                    self.whole.extend(begun);
+                    self.hand_on();
                 }
                 Poll::Pending => {
                     let late = self.late.as_mut().is_some_and(|late| late.as_mut().poll(context).is_ready());
