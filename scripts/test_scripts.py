@@ -216,7 +216,9 @@ class Need(unittest.TestCase):
         self.assertEqual((done.returncode, done.stdout, done.stderr), (0, "", ""))
 
     def test_names_all_that_is_missing_at_once(self):
-        done = self.need("cargo", "cc", "curl", "python3", "pip", "venv", "chromium", path="/nowhere")
+        done = self.need(
+            "cargo", "cc", "curl", "python3", "pip", "venv", "chromium", path="/nowhere"
+        )
         self.assertEqual(done.returncode, 1)
         for line in (
             "missing on this machine: cargo (Rust), cc (a C compiler), curl, python3 (3.9 or newer), pip for python3, venv",
