@@ -245,7 +245,7 @@ def section(figures: dict[str, Any]) -> str:
         )
     lines += ["", f"BlockDrop's FLOPs include the policy's {figures['policy_flops']:.3g}."]
     if figures.get("imported"):
-        lines += ["", f"The nets before finetuning were imported: `{figures['imported']}`."]
+        lines += ["", f"The nets before finetuning come from `{figures['imported']}`."]
     return "\n".join(lines)
 
 
