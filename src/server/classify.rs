@@ -299,10 +299,11 @@ impl Service {
         let answer = self.scheduler.run(work).await.map_err(|error| match error {
             // Of a file the pixels are bounded; of a tensor they are the client's.
             WorkError::Engine(EngineError::NotFinite) if !encoded => Error::not_finite(),
-            error => {
+            WorkError::Engine(error) => {
                 tracing::error!(request_id = &*request.id, %error, "an image failed");
-                error.into()
+                WorkError::Engine(error).into()
             }
+            error => error.into(),
         })?;
         let (policy, backbone, total) = (answer.policy, answer.backbone, started.elapsed());
         let queue = total.saturating_sub(decode + preprocess + policy + backbone);
