@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use axum::Router;
-use axum::http::{HeaderName, HeaderValue, Method, Uri, header};
+use axum::http::{HeaderValue, Method, Uri, header};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use super::REQUEST_ID;
+use super::oip::JSON_LENGTH;
 use crate::text::shortened;
 
 /// Origins of web pages that may read answers: none, these, or any.
@@ -20,8 +21,6 @@ pub enum Origins {
 
 /// How long a browser may go by an answer to what it asked before it asked.
 const REMEMBERED: Duration = Duration::from_secs(3600);
-
-const HEADER_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
 
 impl Origins {
     /// Reads origins such as `https://example.org:8443`, or `*` alone.
@@ -63,9 +62,9 @@ impl Origins {
                 header::CONTENT_ENCODING,
                 header::AUTHORIZATION,
                 REQUEST_ID,
-                HEADER_LENGTH,
+                JSON_LENGTH,
             ])
-            .expose_headers([REQUEST_ID, HEADER_LENGTH, header::RETRY_AFTER])
+            .expose_headers([REQUEST_ID, JSON_LENGTH, header::RETRY_AFTER])
             .max_age(REMEMBERED);
         routes.layer(cors)
     }

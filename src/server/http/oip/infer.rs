@@ -5,15 +5,15 @@ use std::time::Instant;
 
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Extension, Query, Request as HttpRequest, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use serde::Serialize;
 use serde_json::{Map, Value as Json};
 use utoipa::ToSchema;
 
-use super::Named;
 use super::request::{self, Data, InferRequest, Input, Output, Parameter, Values};
+use super::{JSON_LENGTH, Named};
 use crate::registry::Model;
 use crate::server::classify::{Image, Service};
 use crate::server::error::{Error, Kind};
@@ -23,9 +23,6 @@ use crate::server::http::{RequestId, body, openapi};
 use crate::server::oip::{self, Contents, Expected, Infer, Inferred, Value, Wanted};
 use crate::server::parameters::{Parameters, check_id};
 use crate::text::shortened;
-
-/// Bytes of the JSON that comes before the binary tensors; 0 where the body is the image.
-const JSON_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
 
 /// Classifies a batch of images, all or none
 ///

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use axum::extract::rejection::PathRejection;
 use axum::extract::{FromRequestParts, Path, State};
-use axum::http::StatusCode;
 use axum::http::request::Parts;
+use axum::http::{HeaderName, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -23,6 +23,9 @@ use crate::registry::{Indexed, Model};
 use crate::server::classify::Service;
 use crate::server::error::{Error, Kind};
 use crate::server::oip::{ModelConfig, ModelMetadata, ModelStatistics, ServerMetadata, statistics};
+
+/// Bytes of the JSON that comes before the binary tensors of a body; 0 where the body is the image.
+pub(super) const JSON_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
 
 /// Everything under `/v2`.
 pub(super) fn routes() -> OpenApiRouter<Arc<Service>> {
