@@ -1,9 +1,14 @@
 //! Drives an inference server and says how fast it answered: open and closed loads, arms that take turns, ratios with
 //! their intervals.
 
+pub mod arms;
+mod check;
 pub mod latencies;
 pub mod objective;
 pub mod plan;
 pub mod record;
 pub mod report;
+pub mod server;
+pub mod settings;
 pub mod target;
+pub mod values;

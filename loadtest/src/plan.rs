@@ -157,3 +157,15 @@ pub struct Faults {
     pub share: f64,
     pub kinds: Vec<Fault>,
 }
+
+impl Protocol {
+    /// Spoken over gRPC, on HTTP/2.
+    pub fn is_grpc(self) -> bool {
+        matches!(self, Self::GrpcOip | Self::GrpcOipStream | Self::Grpc | Self::GrpcStream)
+    }
+
+    /// The Open Inference Protocol, which servers other than blockdrop speak too.
+    pub fn is_oip(self) -> bool {
+        matches!(self, Self::OipJson | Self::OipBinary | Self::GrpcOip | Self::GrpcOipStream)
+    }
+}
