@@ -241,6 +241,7 @@ def test_the_cache_is_where_xdg_says(
         ),
         ("name = 'x'\n[base]\nepochs = '3'", r"config.base.epochs: expected int, found '3'"),
         ("name = 'x'\n[curriculum]\nmethod = 'magic'", r"'magic', expected reinforce or gates"),
+        ("name = 'x'\n[grow]\nnew = 'zero'", r"grow.new: 'zero', expected copy or random"),
         ("name = 'x'\n[data]\nflip = 'never'", r"flip: 'never', expected random or alternate"),
         ("name = 'x'\n[base]\nbatch = -5", r"config.base.batch: found -5, expected .* from 1"),
         ("name = 'x'\n[finetune]\nepochs = 0", r"finetune.epochs: found 0, expected .* from 1"),

@@ -28,11 +28,12 @@ def test_places_are_distinct_and_begin_with_the_first(few: int, many: int) -> No
     assert len(found) == few and found[-1] < many
 
 
+@pytest.mark.parametrize("new", ["copy", "random"])
 @pytest.mark.parametrize(("few", "many"), [(8, 14), (14, 32), (14, 14)])
-def test_a_grown_net_computes_the_same_bit_for_bit(few: int, many: int) -> None:
+def test_a_grown_net_computes_the_same_bit_for_bit(few: int, many: int, new: str) -> None:
     source, target = cifar_resnet(few, 5, WIDTHS), cifar_resnet(many, 5, WIDTHS)
     shake(source)
-    taken = grow(source, target)
+    taken = grow(source, target, new)
     images = torch.randn(6, 3, 32, 32)
     with torch.no_grad():
         expected = source.eval()(images)
@@ -44,15 +45,29 @@ def test_a_grown_net_computes_the_same_bit_for_bit(few: int, many: int) -> None:
         assert torch.equal(target(images, wide), source(images, masks))
 
 
-def test_new_blocks_learn() -> None:
+@pytest.mark.parametrize("new", ["copy", "random"])
+def test_new_blocks_learn(new: str) -> None:
     source, target = cifar_resnet(14, 5, WIDTHS), cifar_resnet(20, 5, WIDTHS)
     shake(source)
-    taken = grow(source, target)
+    taken = grow(source, target, new)
     fresh = [k for k in range(target.depth) if k not in taken]
     target.train()(torch.randn(8, 3, 32, 32)).square().sum().backward()
     for index in fresh:
         norm = target.block(index).branch.layers()[-1][1]
         assert norm.weight.grad is not None and norm.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize(("new", "distinct"), [("copy", 2), ("random", 9)])
+def test_random_filters_are_all_different(new: str, distinct: int) -> None:
+    source, target = cifar_resnet(14, 5, WIDTHS), cifar_resnet(56, 5, WIDTHS)
+    drawn = [target.block(k).branch.conv1.weight.clone() for k in range(target.depth)]
+    taken = grow(source, target, new)
+    for start in target.segment_starts():
+        filters = [target.block(k).branch.conv1.weight for k in range(start, start + 9)]
+        assert len({tuple(f.flatten().tolist()) for f in filters}) == distinct
+    for index in set(range(target.depth)) - set(taken):
+        kept = torch.equal(target.block(index).branch.conv1.weight, drawn[index])
+        assert kept == (new == "random")
 
 
 def test_what_cannot_grow_is_refused() -> None:
@@ -73,6 +88,8 @@ widths = [4, 6, 8]
 [policy]
 widths = [4, 4, 4]
 pool = 4
+[grow]
+new = "random"
 [base]
 epochs = 1
 batch = 90
@@ -94,7 +111,7 @@ rate = 1e-6
     assert main(["grow", *common(20), "--bundle", str(bundle)]) == 0
     grown = checkpoint.load(tmp_path / "run20" / "grown.pt")
     assert grown["imported"]["name"] == "tiny/1"
-    assert grown["imported"]["grown"] == {"places": [0, 3, 6], "of": 9}
+    assert grown["imported"]["grown"] == {"places": [0, 3, 6], "of": 9, "new": "random"}
     assert grown["imported"]["provenance"]["phase"] == "base"
     assert main(["grow", *common(20), "--bundle", str(bundle)]) == 1
     assert "grown.pt exists" in capsys.readouterr().err

@@ -302,11 +302,13 @@ def _grow(job: Job, folder: Path) -> None:
     source, policy = nets_of(small)
     _unfold(small, folder, source, policy)
     net, _ = nets_of(dataclasses.replace(job, device="cpu"))
-    taken = growing.grow(source, net)
+    taken = growing.grow(source, net, settings.grow.new)
     for name in ("grown", "base"):
         if job.checkpoint(name).exists():
             raise CheckpointError(f"{job.checkpoint(name)} exists: give another --run")
-    origin = _origin(folder) | {"grown": {"places": taken, "of": net.depth}}
+    origin = _origin(folder) | {
+        "grown": {"places": taken, "of": net.depth, "new": settings.grow.new}
+    }
     content = {"kind": "grow", "config": share(settings), "step": 0, "total": 0}
     content |= {"nets": {"net": net.state_dict()}, "optimisers": {}, "state": {}}
     checkpoint.save(job.checkpoint("grown"), content | {"imported": origin})

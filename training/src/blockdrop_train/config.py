@@ -92,6 +92,17 @@ class Masks:
 
 
 @dataclass(frozen=True)
+class Grow:
+    """Growing of a shallower net.
+
+    Attributes:
+        new: filters of the new blocks: ``copy`` of a trained neighbour's, or ``random``.
+    """
+
+    new: str = "copy"
+
+
+@dataclass(frozen=True)
 class Base:
     """Base training: SGD with Nesterov momentum, linear warm-up, then linear decay to zero.
 
@@ -202,6 +213,7 @@ class Config:
     data: Data = field(default_factory=Data)
     net: Net = field(default_factory=Net)
     policy: PolicyNet = field(default_factory=PolicyNet)
+    grow: Grow = field(default_factory=Grow)
     base: Base = field(default_factory=Base)
     curriculum: Curriculum = field(default_factory=Curriculum)
     finetune: Finetune = field(default_factory=Finetune)
@@ -280,6 +292,7 @@ def from_dict(values: dict[str, Any], where: str = "config") -> Config:
         raise ConfigError(f"{where}.net.family: '{config.net.family}', expected cifar or imagenet")
     for key, value, known in (
         ("data.flip", config.data.flip, ("random", "alternate")),
+        ("grow.new", config.grow.new, ("copy", "random")),
         ("curriculum.method", config.curriculum.method, ("reinforce", "gates")),
         ("finetune.method", config.finetune.method, ("reinforce", "paths")),
     ):

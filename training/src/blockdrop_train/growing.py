@@ -1,10 +1,10 @@
 """Deeper nets out of trained shallower ones, which compute the same at first.
 
 Every segment's blocks are spread over the deeper segment's places in their order, the first in
-front. A new block is a copy of a trained neighbour whose last batch norm has gain and shift zero,
-so it computes ``relu(x)``: the identity, since stem, blocks and shortcuts leave no negative
-activations. Its filters are there when the gain starts to grow (compare Chen et al., Net2Net, ICLR
-2016).
+front. A new block's last batch norm has gain and shift zero, so it computes ``relu(x)``: the
+identity, since stem, blocks and shortcuts leave no negative activations. Its filters are drawn
+anew, or those of a trained neighbour (compare Chen et al., Net2Net, ICLR 2016): copies are of use
+as soon as the gain grows, but two of the same block get much the same gradients.
 """
 
 from __future__ import annotations
@@ -35,10 +35,15 @@ def _quiet(block: Block) -> None:
 
 
 @torch.no_grad()
-def grow(source: ResNet, target: ResNet) -> list[int]:
+def grow(source: ResNet, target: ResNet, new: str = "copy") -> list[int]:
     """Load a net into a deeper one of the same widths, without change of what it computes.
 
     Dropping a new block changes nothing either.
+
+    Args:
+        source: the trained net.
+        target: the deeper net, freshly initialised.
+        new: filters of the new blocks: ``copy`` of a neighbour's, or ``random``, the target's own.
 
     Returns:
         The target's places of the source's blocks; the other places hold new blocks.
@@ -56,7 +61,7 @@ def grow(source: ResNet, target: ResNet) -> list[int]:
     _copy(source.stem, target.stem)
     _copy(source.head, target.head)
     taken: list[int] = []
-    old = new = 0
+    first = wide = 0
     for few, many in zip(source.segments, target.segments, strict=True):
         spots = places(few, many)
         for place in range(many):
@@ -64,13 +69,13 @@ def grow(source: ResNet, target: ResNet) -> list[int]:
             trained = spots[before] == place
             # The first block of a segment may change the width, which no later one does.
             origin = before if trained or few == 1 else max(1, before)
-            block = target.block(new + place)
-            if not trained and few == 1:
+            block = target.block(wide + place)
+            if not trained and (new == "random" or few == 1):
                 _quiet(block)
                 continue
-            _copy(source.block(old + origin), block)
+            _copy(source.block(first + origin), block)
             if not trained:
                 _quiet(block)
-        taken += [new + spot for spot in spots]
-        old, new = old + few, new + many
+        taken += [wide + spot for spot in spots]
+        first, wide = first + few, wide + many
     return taken

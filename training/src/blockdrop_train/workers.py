@@ -11,6 +11,7 @@ import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from multiprocessing import parent_process
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -69,7 +70,8 @@ def _enter(rank: int, size: int, port: int, threads: int, work: Callable[[World]
     torch.set_num_threads(threads)
     os.environ["MASTER_ADDR"] = "127.0.0.1"
     os.environ["MASTER_PORT"] = str(port)
-    dist.init_process_group("gloo", rank=rank, world_size=size)
+    # A worker waits as long as the others take: a stopped run goes on when it is continued.
+    dist.init_process_group("gloo", rank=rank, world_size=size, timeout=timedelta(days=30))
     try:
         work(World(rank, size))
     finally:
