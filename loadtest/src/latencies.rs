@@ -20,7 +20,7 @@ impl Default for Latencies {
 
 impl Latencies {
     pub fn record(&mut self, micros: u64) {
-        self.0.saturating_record(micros.clamp(1, MOST));
+        self.0.record(micros.clamp(1, MOST)).expect("it grows up to an hour");
     }
 
     pub fn add(&mut self, other: &Self) {
@@ -72,8 +72,40 @@ impl<'de> Deserialize<'de> for Latencies {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut latencies = Self::default();
         for (micros, count) in Vec::<(u64, u64)>::deserialize(deserializer)? {
-            latencies.0.saturating_record_n(micros.clamp(1, MOST), count);
+            latencies.0.record_n(micros.clamp(1, MOST), count).expect("it grows up to an hour");
         }
         Ok(latencies)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn values_are_kept_to_three_digits_and_read_back(
+            mut values in prop::collection::vec(0..2 * MOST, 1..100), at in 0.0..=1.0_f64,
+        ) {
+            let mut latencies = Latencies::default();
+            values.iter().for_each(|&micros| latencies.record(micros));
+            values.iter_mut().for_each(|micros| *micros = (*micros).clamp(1, MOST));
+            values.sort_unstable();
+            let rank = ((at * values.len() as f64).ceil() as usize).clamp(1, values.len()) - 1;
+            let near = |found: f64, micros: u64| (found * 1000.0 / micros as f64 - 1.0).abs() < 1e-3;
+            prop_assert!(near(latencies.quantile(at), values[rank]), "{} {}", latencies.quantile(at), values[rank]);
+            prop_assert!(near(latencies.max(), values[values.len() - 1]));
+            prop_assert_eq!(latencies.len(), values.len() as u64);
+            let back: Latencies = serde_json::from_str(&serde_json::to_string(&latencies).unwrap()).unwrap();
+            prop_assert_eq!(&back, &latencies);
+            prop_assert_eq!(back.quantile(at), latencies.quantile(at));
+        }
+    }
+
+    #[test]
+    fn of_no_values_all_is_0() {
+        let none = Latencies::default();
+        assert_eq!((none.quantile(0.99), none.max(), none.mean(), none.len()), (0.0, 0.0, 0.0, 0));
     }
 }

@@ -1,16 +1,25 @@
 //! What a run found: written as JSON, drawn as a page, printed as tables, compared with another.
 
 pub mod compare;
+mod file;
 pub mod html;
+#[cfg(test)]
+mod made_up;
+mod table;
 pub mod terminal;
+mod verdict;
+mod words;
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::latencies::Latencies;
 use crate::plan::Plan;
 use crate::record::{Counts, Stages};
+
+pub use file::Unreadable;
+pub use verdict::judge;
 
 /// Of the JSON. Rises when a reader of the old one would misread the new one.
 pub const SCHEMA: u32 = 1;
@@ -118,9 +127,17 @@ pub struct Second {
 /// A value and its 95 % interval.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Interval {
+    #[serde(deserialize_with = "or_nan")]
     pub value: f64,
+    #[serde(deserialize_with = "or_nan")]
     pub low: f64,
+    #[serde(deserialize_with = "or_nan")]
     pub high: f64,
+}
+
+/// JSON has no word for what is no number (the ratio to an arm that answered nothing) but null.
+fn or_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 
 /// An arm over the baseline: above 1 is more.
@@ -171,4 +188,31 @@ pub struct Verdict {
     pub failed: bool,
     /// What was found, in words: `policy.p99 is 23.1ms`.
     pub found: String,
+}
+
+impl ArmReport {
+    /// 0 to 1, of the images with a label; `None` without any.
+    pub fn accuracy(&self) -> Option<f64> {
+        (self.labelled > 0).then(|| self.correct as f64 / self.labelled as f64)
+    }
+
+    /// Blocks kept, the mean over images; `None` where no answer told them.
+    pub fn mean_blocks(&self) -> Option<f64> {
+        let images: u64 = self.blocks.values().sum();
+        let kept: u64 = self.blocks.iter().map(|(&blocks, &images)| u64::from(blocks) * images).sum();
+        (images > 0).then(|| kept as f64 / images as f64)
+    }
+
+    /// FLOPs to those of the full net.
+    pub fn flops_share(&self) -> Option<f64> {
+        self.flops.filter(|(_, full)| *full > 0.0).map(|(spent, full)| spent / full)
+    }
+
+    /// Milliseconds by which the harness itself was late at the 99th percentile, where that is so much that the latencies
+    /// say as much of the harness (or of too few connections) as of the server: more than 1 ms or a tenth of the p50.
+    pub fn held_up(&self) -> Option<f64> {
+        let late = self.delay.quantile(0.99);
+        let much = late > 1.0 || late > self.latency.quantile(0.5) / 10.0;
+        (much && !self.delay.is_empty() && !self.latency.is_empty()).then_some(late)
+    }
 }
