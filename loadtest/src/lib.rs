@@ -3,12 +3,16 @@
 
 pub mod arms;
 mod check;
+pub mod images;
 pub mod latencies;
 pub mod objective;
 pub mod plan;
 pub mod record;
 pub mod report;
+pub mod responder;
 pub mod server;
+pub mod session;
 pub mod settings;
 pub mod target;
 pub mod values;
+pub mod wire;
