@@ -171,10 +171,11 @@ impl Settings {
                 "--datatype: FP32 is for the inference protocol, expected --protocol oip-... or grpc-oip...".to_owned(),
             );
         }
-        let Some(Size { width, height }) = self.input_size else {
-            problems.push("--input-size: is missing, expected the width and height that the model wants".to_owned());
-            return Datatype::Bytes;
-        };
+        let of_the_model = Size { width: 0, height: 0 };
+        let Size { width, height } = self.input_size.unwrap_or(of_the_model);
+        if self.input_size.is_none() && (self.mean.is_some() || self.std.is_some()) {
+            problems.push("--input-size: is missing, expected beside --mean and --std".to_owned());
+        }
         let Three(mean) = self.mean.unwrap_or(Three([0.0; 3]));
         let Three(std) = self.std.unwrap_or(Three([1.0; 3]));
         Datatype::Fp32 { height, width, mean, std }

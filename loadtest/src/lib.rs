@@ -3,16 +3,21 @@
 
 pub mod arms;
 mod check;
+pub mod deck;
+pub mod drive;
 pub mod images;
 pub mod latencies;
 pub mod objective;
+pub mod pace;
 pub mod plan;
 pub mod record;
 pub mod report;
 pub mod responder;
+mod seed;
 pub mod server;
 pub mod session;
 pub mod settings;
+pub mod stats;
 pub mod target;
 pub mod values;
 pub mod wire;

@@ -99,7 +99,8 @@ pub enum Datatype {
     /// `BYTES [N]`: image files.
     Bytes,
     /// `FP32 [N,3,H,W]`: pixels from 0 to 1, less the mean, over the deviation, for red, green and blue; images of another
-    /// size are resized.
+    /// size are resized. A height and width of 0 stand for what the first arm's model says of itself, mean and deviation
+    /// included.
     Fp32 { height: u32, width: u32, mean: [f32; 3], std: [f32; 3] },
 }
 

@@ -49,18 +49,28 @@ impl Server {
     /// It cannot be started, or ends before it is ready, with the end of what it logged.
     pub async fn start(binary: &Path, models: &Path, arguments: &str) -> anyhow::Result<Self> {
         let any = "127.0.0.1:0";
-        let mut child = Command::new(binary)
+        let mut command = Command::new(binary);
+        command
             .args(["serve", "--http-addr", any, "--grpc-addr", any, "--admin-addr", any, "--log-format", "json"])
             .arg("--models")
             .arg(models)
-            .args(arguments.split_whitespace())
+            .args(arguments.split_whitespace());
+        Self::spawn(command).await
+    }
+
+    /// Runs `command`, which has to say on standard error that it is ready as the server does, in JSON, and waits for it.
+    ///
+    /// # Errors
+    /// It cannot be started, or ends before it is ready, with the end of what it logged.
+    pub async fn spawn(mut command: Command) -> anyhow::Result<Self> {
+        let mut child = command
             // Ctrl-C is for the run, which stops the server itself.
             .process_group(0)
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
-            .with_context(|| format!("{} cannot be started", binary.display()))?;
+            .with_context(|| format!("{} cannot be started", command.as_std().get_program().display()))?;
         let stderr = child.stderr.take().context("the server has no standard error")?;
         let (log, (sender, ready)) = (Log::default(), oneshot::channel());
         tokio::spawn(follow(BufReader::new(stderr), Arc::clone(&log), sender));

@@ -3,15 +3,15 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use sysinfo::System;
 use tokio::sync::watch;
 
 use crate::drive::{self, Watch};
 use crate::images::Pool;
-use crate::plan::Plan;
-use crate::report::{Machine, Report, SCHEMA, verdict};
-use crate::wire::Wire;
+use crate::plan::{Datatype, Plan};
+use crate::report::{Machine, Report, SCHEMA, judge};
+use crate::wire::{self, Input, Wire};
 
 /// Reads the images, asks the servers what they are, drives them, and reports. When `stop` turns true the run ends early,
 /// and its report says so.
@@ -19,13 +19,22 @@ use crate::wire::Wire;
 /// # Errors
 /// Images that cannot be read, servers that cannot be reached or do not have what the plan asks for, arms that answer
 /// nothing.
-pub async fn run(plan: Plan, looks_on: &dyn Watch, stop: watch::Receiver<bool>) -> anyhow::Result<Report> {
+pub async fn run(mut plan: Plan, looks_on: &dyn Watch, stop: watch::Receiver<bool>) -> anyhow::Result<Report> {
     let started = SystemTime::now();
-    let wire = Arc::new(Wire::prepare(&plan).await?);
+    pixels(&mut plan).await?;
+    let classes = match plan.arms.first() {
+        Some(arm) => wire::classes(arm, &plan.request).await?,
+        None => bail!("the plan has no arm"),
+    };
+    // Reading and resizing many images is no work for a thread that others wait for.
+    let (images, seed) = (plan.images.clone(), plan.seed);
+    let pool = tokio::task::spawn_blocking(move || Pool::load(&images, seed, classes.as_deref())).await??;
+    let wire = Arc::new(Wire::prepare(&plan, &pool).await?);
+    drop(pool);
     let driven = drive::run(&plan, Arc::clone(&wire), looks_on, stop).await?;
     let mut arms = driven.arms(&plan);
-    for (arm, server) in arms.iter_mut().zip(wire.servers()) {
-        server.clone_into(&mut arm.server);
+    for (index, arm) in arms.iter_mut().enumerate() {
+        wire.server(index).clone_into(&mut arm.server);
     }
     let ratios = driven.ratios(&plan);
     let mut report = Report {
@@ -41,8 +50,20 @@ pub async fn run(plan: Plan, looks_on: &dyn Watch, stop: watch::Receiver<bool>) 
         verdicts: Vec::new(),
         interrupted: driven.interrupted,
     };
-    report.verdicts = report.plan.fail_if.iter().map(|condition| verdict::judge(condition, &report)).collect();
+    report.verdicts = report.plan.fail_if.iter().map(|condition| judge(condition, &report)).collect();
     Ok(report)
+}
+
+/// Fills in how the model wants its pixels, where the plan leaves that to the model.
+async fn pixels(plan: &mut Plan) -> anyhow::Result<()> {
+    if let Datatype::Fp32 { height: 0, .. } = plan.request.datatype {
+        let arm = plan.arms.first().context("the plan has no arm")?;
+        let Some(Input { height, width, mean, std }) = wire::input(arm, &plan.request).await? else {
+            bail!("arm '{}': its server does not say how it wants pixels, expected --input-size, --mean and --std", arm.name);
+        };
+        plan.request.datatype = Datatype::Fp32 { height, width, mean, std };
+    }
+    Ok(())
 }
 
 fn machine() -> Machine {

@@ -119,15 +119,16 @@ settings! {
     #[arg(long, help_heading = "Request")]
     datatype: Option<Pixels>,
 
-    /// FP32: width and height that the model wants, such as 32x32 [default: what blockdrop's model says].
+    /// FP32: width and height that the model wants, such as 32x32 [default: what blockdrop's model says, with its mean and
+    /// deviation].
     #[arg(long, help_heading = "Request")]
     input_size: Option<Size>,
 
-    /// FP32: what is taken from each channel's values, which go from 0 to 1 [default: what blockdrop's model says].
+    /// FP32: what is taken from each channel's values, which go from 0 to 1 [default: 0,0,0].
     #[arg(long, help_heading = "Request")]
     mean: Option<Three>,
 
-    /// FP32: what they are then divided by [default: what blockdrop's model says].
+    /// FP32: what they are then divided by [default: 1,1,1].
     #[arg(long, help_heading = "Request")]
     std: Option<Three>,
 

@@ -10,6 +10,8 @@ mod run;
 use std::io::Write;
 use std::process::ExitCode;
 
+use anyhow::Context;
+use blockdrop_loadtest::report::Report;
 use clap::{Parser, Subcommand};
 
 /// Drives an inference server and says how fast it answers: blockdrop, and any server of the Open Inference Protocol.
@@ -75,6 +77,20 @@ fn tell(problems: &[String], code: u8) -> ExitCode {
         let _ = writeln!(std::io::stderr(), "error: {problem}");
     }
     ExitCode::from(code)
+}
+
+/// Prints to standard output; a reader that went away (`| head`) is no error.
+fn print(text: impl std::fmt::Display) -> std::io::Result<()> {
+    match writeln!(std::io::stdout().lock(), "{text}") {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        result => result,
+    }
+}
+
+/// A report out of a file.
+fn read(path: &std::path::Path) -> anyhow::Result<Report> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))?;
+    Report::from_json(&text).with_context(|| format!("{} cannot be used", path.display()))
 }
 
 /// A runtime of so many threads.

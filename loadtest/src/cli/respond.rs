@@ -31,7 +31,6 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
         let grpc = TcpListener::bind(options.grpc_addr).await?;
         let ready = serde_json::json!({"message": "ready", "address": http.local_addr()?, "grpc": grpc.local_addr()?});
         writeln!(std::io::stderr(), "{ready}")?;
-        responder::respond(http, grpc).await;
-        Ok(())
+        Ok(responder::respond(http, grpc).await?)
     })
 }

@@ -5,7 +5,7 @@ mod file;
 pub mod html;
 #[cfg(test)]
 mod made_up;
-mod table;
+pub mod table;
 pub mod terminal;
 mod verdict;
 mod words;

@@ -6,7 +6,7 @@ use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, TableStyl
 const PLAIN: TableStyle = TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
 
 /// A table with these column heads, at most `width` columns wide; columns whose head ends in `>` are right-aligned.
-pub(super) fn table(heads: &[&str], width: u16) -> Table {
+pub fn table(heads: &[&str], width: u16) -> Table {
     let mut table = Table::new();
     table.load_style(PLAIN).set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
     table.set_header(heads.iter().map(|head| head.trim_end_matches('>')).collect::<Vec<_>>());
@@ -19,7 +19,7 @@ pub(super) fn table(heads: &[&str], width: u16) -> Table {
 }
 
 /// The table's lines, without what is blank at their ends.
-pub(super) fn lines(table: &Table) -> String {
+pub fn lines(table: &Table) -> String {
     table.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
 }
 

@@ -39,7 +39,7 @@ use outcome::{Kinds, Problem};
 use pieces::Pieces;
 use tensor::Wanted;
 
-pub use prepare::classes;
+pub use prepare::{Input, classes, input};
 
 /// The arms of a plan, ready to be driven.
 #[derive(Clone)]

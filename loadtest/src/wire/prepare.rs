@@ -117,6 +117,17 @@ pub async fn classes(arm: &plan::Arm, request: &plan::Request) -> Result<Option<
     }))
 }
 
+/// How the model of an arm wants its pixels, from a server that tells it over HTTP: blockdrop. `None` from others.
+///
+/// # Errors
+/// The server cannot be reached, or has no such model.
+pub async fn input(arm: &plan::Arm, request: &plan::Request) -> Result<Option<Input>, WireError> {
+    if !http(request.protocol) {
+        return Ok(None);
+    }
+    Ok(Door::open(arm, request).await?.model().await?.and_then(|model| model.input))
+}
+
 /// What no server is needed for to see.
 fn check(request: &plan::Request) -> Result<(), WireError> {
     let wrong = |found: String, expected: &str| Err(WireError::Request { found, expected: expected.to_owned() });
@@ -164,6 +175,17 @@ struct Model {
     #[serde(default)]
     default: bool,
     labels: Vec<String>,
+    input: Option<Input>,
+}
+
+/// How blockdrop says that a model wants its pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+pub struct Input {
+    pub height: u32,
+    pub width: u32,
+    /// Of red, green and blue, in values from 0 to 1.
+    pub mean: [f32; 3],
+    pub std: [f32; 3],
 }
 
 /// The inference protocol's description of a model.
