@@ -20,7 +20,12 @@ impl Default for Latencies {
 
 impl Latencies {
     pub fn record(&mut self, micros: u64) {
-        self.0.saturating_record(micros.clamp(1, MOST));
+        self.record_n(micros, 1);
+    }
+
+    fn record_n(&mut self, micros: u64, count: u64) {
+        // `saturating_record` would not make the histogram larger.
+        self.0.record_n(micros.clamp(1, MOST), count).expect("a histogram grows to an hour");
     }
 
     pub fn add(&mut self, other: &Self) {
@@ -72,8 +77,29 @@ impl<'de> Deserialize<'de> for Latencies {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut latencies = Self::default();
         for (micros, count) in Vec::<(u64, u64)>::deserialize(deserializer)? {
-            latencies.0.saturating_record_n(micros.clamp(1, MOST), count);
+            latencies.record_n(micros, count);
         }
         Ok(latencies)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_from_a_microsecond_to_an_hour_are_kept_to_three_digits() {
+        let mut latencies = Latencies::default();
+        for micros in [1, 5_000, 1_234_567, MOST] {
+            latencies.record(micros);
+            assert!((latencies.max() * 1000.0 / micros as f64 - 1.0).abs() < 1e-3, "{micros}: {}", latencies.max());
+        }
+        latencies.record(0);
+        latencies.record(u64::MAX);
+        assert_eq!(latencies.len(), 6);
+        let json = serde_json::to_string(&latencies).unwrap();
+        let read: Latencies = serde_json::from_str(&json).unwrap();
+        assert_eq!(read, latencies);
+        assert_eq!(read.quantile(0.5), latencies.quantile(0.5));
     }
 }
