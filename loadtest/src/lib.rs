@@ -3,7 +3,9 @@
 
 pub mod latencies;
 pub mod objective;
+pub mod pace;
 pub mod plan;
 pub mod record;
 pub mod report;
+mod seed;
 pub mod target;
