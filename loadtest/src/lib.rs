@@ -8,4 +8,5 @@ pub mod plan;
 pub mod record;
 pub mod report;
 mod seed;
+pub mod stats;
 pub mod target;
