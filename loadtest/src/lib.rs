@@ -1,6 +1,8 @@
 //! Drives an inference server and says how fast it answered: open and closed loads, arms that take turns, ratios with
 //! their intervals.
 
+pub mod deck;
+pub mod drive;
 pub mod latencies;
 pub mod objective;
 pub mod pace;
