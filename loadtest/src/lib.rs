@@ -10,3 +10,7 @@ pub mod report;
 pub mod responder;
 pub mod target;
 pub mod wire;
+
+// So that tests inside and outside of the crate share their helpers.
+#[cfg(test)]
+extern crate self as blockdrop_loadtest;
