@@ -21,3 +21,7 @@ pub mod stats;
 pub mod target;
 pub mod values;
 pub mod wire;
+
+// So that tests inside and outside of the crate share their helpers.
+#[cfg(test)]
+extern crate self as blockdrop_loadtest;

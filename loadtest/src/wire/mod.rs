@@ -19,6 +19,8 @@ mod outcome;
 mod pieces;
 mod prepare;
 mod tensor;
+#[cfg(test)]
+mod tests;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
