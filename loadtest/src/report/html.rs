@@ -9,7 +9,7 @@ use plotly::Plot;
 
 use super::terminal::{absent, in_time, of_peak};
 use super::words::{self, accuracy, amount, interval, latency, plain, ratio, share};
-use super::{ArmReport, Report};
+use super::{ArmReport, Ratio, Report};
 
 const STYLE: &str = include_str!("html/page.css");
 const SCRIPT: &str = include_str!("html/page.js");
@@ -116,9 +116,9 @@ fn header(page: &mut String, report: &Report) {
         let (class, all) = (if failed > 0 { "bad" } else { "good" }, report.verdicts.len());
         put(page, format_args!("<div class=\"banner {class}\">\n<p><strong>"));
         match (failed, all) {
-            (0, 1) => put(page, format_args!("Passed: the condition to fail on did not come true")),
-            (0, _) => put(page, format_args!("Passed: none of {all} conditions to fail on came true")),
-            _ => put(page, format_args!("Failed: {failed} of {all} conditions to fail on came true")),
+            (0, 1) => put(page, format_args!("Passed: the condition did not come true")),
+            (0, _) => put(page, format_args!("Passed: none of the {all} conditions came true")),
+            _ => put(page, format_args!("Failed: {failed} of {all} conditions came true")),
         }
         *page += "</strong></p>\n<ul>\n";
         for verdict in &report.verdicts {
@@ -145,21 +145,21 @@ fn header(page: &mut String, report: &Report) {
     *page += "</header>\n";
 }
 
-/// A head, its title, what stands under it, and whether any arm has something to say there.
-type Column = (&'static str, &'static str, fn(&ArmReport) -> Option<String>, bool);
+/// A head, what it is of, an arm's value, and whether any arm has one that is worth a row.
+type Row = (&'static str, &'static str, fn(&ArmReport) -> Option<String>, bool);
 
 fn arms(page: &mut String, report: &Report) {
     let any = |has: fn(&ArmReport) -> bool| report.arms.iter().any(has);
     fn quantile(arm: &ArmReport, quantile: f64) -> Option<String> {
         (!arm.latency.is_empty()).then(|| latency(arm.latency.quantile(quantile)))
     }
-    let columns: Vec<Column> = vec![
-        ("images/s", "answered in a second", |arm| Some(plain(arm.throughput)), true),
-        ("p50", "milliseconds, from when a request was due to its answer", |arm| quantile(arm, 0.5), true),
-        ("p95", "milliseconds", |arm| quantile(arm, 0.95), true),
-        ("p99", "milliseconds", |arm| quantile(arm, 0.99), true),
-        ("p99.9", "milliseconds", |arm| quantile(arm, 0.999), true),
-        ("max", "milliseconds", |arm| quantile(arm, 1.0), true),
+    let rows: Vec<Row> = vec![
+        ("images/s", "answered", |arm| Some(plain(arm.throughput)), true),
+        ("p50", "ms, from due to answered", |arm| quantile(arm, 0.5), true),
+        ("p95", "ms", |arm| quantile(arm, 0.95), true),
+        ("p99", "ms", |arm| quantile(arm, 0.99), true),
+        ("p99.9", "ms", |arm| quantile(arm, 0.999), true),
+        ("max", "ms", |arm| quantile(arm, 1.0), true),
         ("sent", "requests", |arm| Some(amount(arm.counts.sent)), true),
         ("answered", "requests", |arm| Some(amount(arm.counts.answered)), true),
         ("refused", "requests", |arm| Some(amount(arm.counts.refused)), true),
@@ -171,47 +171,41 @@ fn arms(page: &mut String, report: &Report) {
             |arm| Some(amount(arm.counts.broken)),
             any(|arm| arm.counts.broken > 0),
         ),
-        (
-            "changed",
-            "answers unlike the first for the image",
-            |arm| Some(amount(arm.changed)),
-            any(|arm| arm.changed > 0),
-        ),
+        ("changed", "answers unlike the image's first", |arm| Some(amount(arm.changed)), any(|arm| arm.changed > 0)),
         ("in time", "of the answers", in_time, any(|arm| arm.in_time < arm.counts.answered)),
         ("of peak", "goodput to what the closed load before reached", of_peak, any(|arm| arm.peak.is_some())),
         ("accuracy", "of the images with a label", |arm| arm.accuracy().map(accuracy), any(|arm| arm.labelled > 0)),
         ("blocks", "kept, the mean over images", |arm| arm.mean_blocks().map(plain), any(|arm| !arm.blocks.is_empty())),
         (
             "FLOPs",
-            "of the full net's, policy included",
+            "of the full net, policy included",
             |arm| arm.flops_share().map(share),
             any(|arm| arm.flops.is_some()),
         ),
         (
             "sent late",
-            "milliseconds by which the harness itself was late, p99",
+            "ms, p99, by the harness itself",
             |arm| (!arm.delay.is_empty()).then(|| latency(arm.delay.quantile(0.99))),
             any(|arm| !arm.delay.is_empty()),
         ),
     ];
-    let columns: Vec<_> = columns.into_iter().filter(|(.., shown)| *shown).collect();
-    *page += "<section>\n<h2>Arms</h2>\n<div class=\"scroll\"><table id=\"arms\">\n<thead><tr><th>arm</th>";
-    for (head, title, ..) in &columns {
-        put(page, format_args!("<th title=\"{title}\">{head}</th>"));
-    }
-    *page += "</tr></thead>\n<tbody>\n";
+    *page += "<section>\n<h2>Arms</h2>\n<div class=\"scroll\"><table id=\"arms\">\n<thead><tr><td></td>";
     for (at, arm) in report.arms.iter().enumerate() {
-        put(page, format_args!("<tr><th scope=\"row\">{}", Arm(report, at)));
+        put(page, format_args!("<th scope=\"col\">{}", Arm(report, at)));
         if !arm.server.is_empty() {
             put(page, format_args!("<small>{}</small>", Text(&arm.server)));
         }
         *page += "</th>";
-        for (_, _, cell, _) in &columns {
+    }
+    *page += "</tr></thead>\n<tbody>\n";
+    for (head, of, cell, _) in rows.iter().filter(|(.., shown)| *shown) {
+        put(page, format_args!("<tr><th scope=\"row\">{head} <small>{of}</small></th>"));
+        for arm in &report.arms {
             put(page, format_args!("<td>{}</td>", Text(&cell(arm).unwrap_or_else(absent))));
         }
         *page += "</tr>\n";
     }
-    *page += "</tbody></table></div>\n<p class=\"note\">Latencies in milliseconds, from when a request was due to its whole answer.</p>\n</section>\n";
+    *page += "</tbody></table></div>\n</section>\n";
 }
 
 /// The name of an arm beside its colour.
@@ -225,21 +219,28 @@ impl std::fmt::Display for Arm<'_> {
 }
 
 fn ratios(page: &mut String, report: &Report) {
-    *page += "<div class=\"scroll\"><table>\n<thead><tr><th>to the baseline</th><th>throughput</th><th>p50</th><th>p95</th>\
-              <th>p99</th><th>FLOPs</th>";
-    let ramped = report.ratios.iter().any(|ratio| ratio.capacity.is_some());
-    if ramped {
-        *page += "<th>highest rate</th>";
+    type Row = (&'static str, fn(&Ratio) -> Option<String>);
+    let rows: [Row; 6] = [
+        ("throughput", |of| Some(interval(&of.throughput))),
+        ("p50", |of| Some(interval(&of.p50))),
+        ("p95", |of| Some(interval(&of.p95))),
+        ("p99", |of| Some(interval(&of.p99))),
+        ("highest rate", |of| of.capacity.map(ratio)),
+        ("FLOPs", |of| of.flops.map(ratio)),
+    ];
+    *page += "<div class=\"scroll\"><table>\n<thead><tr><td></td>";
+    for of in &report.ratios {
+        put(page, format_args!("<th scope=\"col\">{}</th>", Arm(report, of.arm)));
     }
     *page += "</tr></thead>\n<tbody>\n";
-    for of in &report.ratios {
-        put(page, format_args!("<tr><th scope=\"row\">{}</th>", Arm(report, of.arm)));
-        for value in [&of.throughput, &of.p50, &of.p95, &of.p99] {
-            put(page, format_args!("<td>{}</td>", interval(value)));
+    for (head, cell) in rows {
+        let cells: Vec<_> = report.ratios.iter().map(cell).collect();
+        if cells.iter().all(Option::is_none) {
+            continue;
         }
-        put(page, format_args!("<td>{}</td>", of.flops.map_or_else(absent, ratio)));
-        if ramped {
-            put(page, format_args!("<td>{}</td>", of.capacity.map_or_else(absent, ratio)));
+        put(page, format_args!("<tr><th scope=\"row\">{head}</th>"));
+        for cell in cells {
+            put(page, format_args!("<td>{}</td>", cell.unwrap_or_else(absent)));
         }
         *page += "</tr>\n";
     }
@@ -335,7 +336,7 @@ mod tests {
             plots.map(|rest| rest.split('"').next().unwrap().to_owned()).collect()
         };
         let full = own(&made_up::full());
-        assert_eq!(of(&full), ["ratios", "cdf", "ramp", "blocks", "by_blocks", "series", "stages"]);
+        assert_eq!(of(&full), ["ratios", "cdf", "ramp", "blocks", "by_blocks", "stages", "series"]);
         assert!(full.contains("Failed: 1 of 3 conditions") && full.contains("503 overloaded"));
         assert!(full.contains("times the throughput"));
         let poor = own(&made_up::poor());

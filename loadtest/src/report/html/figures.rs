@@ -12,6 +12,9 @@ pub(super) const COLOURS: usize = 6;
 /// Points of a distribution, about.
 const POINTS: f64 = 400.0;
 
+/// How the series is to be read.
+const LINES: &str = "p50 is solid, p99 dotted; pale bars were refused, full ones failed or timed out.";
+
 /// A plot.
 pub(super) struct Figure {
     /// Of the element, and of the script's function that draws it.
@@ -54,22 +57,22 @@ pub(super) fn figures(report: &Report) -> Vec<Figure> {
             by_blocks(report),
         ),
         (
-            "series",
-            "Over time",
-            match series.as_ref().map_or(1, |series| series.bin) {
-                1 => "Each point is a second of an arm's turn.".to_owned(),
-                bin => format!(
-                    "Each point is {bin} s: throughput their mean, p50 the mean of the seconds', p99 the worst second's, \
-                     what was not answered their sum."
-                ),
-            },
-            series.map(|series| series.data),
-        ),
-        (
             "stages",
             "Where the server spent the time",
             "Mean milliseconds of an image in each stage, as the server tells them.".to_owned(),
             stages(report),
+        ),
+        (
+            "series",
+            "Over time",
+            match series.as_ref().map_or(1, |series| series.bin) {
+                1 => format!("Each point is a second of an arm's turn. {LINES}"),
+                bin => format!(
+                    "Each point is {bin} s: the throughput and the p50 are the seconds' mean, the p99 is the worst \
+                     second's, what was not answered is their sum. {LINES}"
+                ),
+            },
+            series.map(|series| series.data),
         ),
     ];
     let with_data =

@@ -58,7 +58,7 @@
     const across = along === "x" ? "y" : "x";
     return {
       shapes: [{
-        type: "line", layer: "below", line: { color: css("--quiet"), width: 1, dash: "dash" },
+        type: "line", layer: "between", line: { color: css("--quiet"), width: 1.5, dash: "dash" },
         [`${across}0`]: data.slo.ms, [`${across}1`]: data.slo.ms,
         [`${along}ref`]: "paper", [`${along}0`]: 0, [`${along}1`]: 1,
       }],
@@ -69,8 +69,8 @@
     if (!data.slo) return {};
     const at = logarithmic ? Math.log10(data.slo.ms) : data.slo.ms;
     const place = along === "x"
-      ? { xref: "paper", x: 0, xanchor: "left", y: at, yanchor: "bottom" }
-      : { yref: "paper", y: 0.02, yanchor: "bottom", x: at, xanchor: "left" };
+      ? { xref: "paper", x: 1, xanchor: "right", y: at, yanchor: "bottom" }
+      : { yref: "paper", y: 0.02, yanchor: "bottom", x: at, xanchor: "right" };
     return { annotations: [{ ...place, text: text(data.slo.text), showarrow: false, font: { color: css("--quiet") } }] };
   }
 
@@ -89,8 +89,9 @@
           ]),
           hovertemplate: `%{customdata[0]} %{customdata[1]}%{customdata[2]}${box(arm)}`,
           marker: {
-            color: colour(arm), size: 11,
-            symbol: rows.map(row => row.name === "FLOPs" ? `${symbol(arm)}-open` : symbol(arm)), line: { width: 2 },
+            color: colour(arm), size: 9,
+            symbol: rows.map(row => row.name === "FLOPs" ? `${symbol(arm)}-open` : symbol(arm)),
+            line: { width: 2, color: colour(arm) },
           },
           error_x: {
             type: "data", symmetric: false, thickness: 2, width: 6, color: colour(arm),
@@ -139,7 +140,10 @@
           name: name(arm), mode: "lines+markers", type: "scatter",
           x: of.map(step => step.achieved), y: of.map(step => step.ms),
           line: { color: colour(arm), dash: dash(arm), width: 2 },
-          marker: { color: colour(arm), size: 10, symbol: of.map(step => step.held ? symbol(arm) : `${symbol(arm)}-open`), line: { width: 2 } },
+          marker: {
+            color: colour(arm), size: 10, line: { width: 2, color: colour(arm) },
+            symbol: of.map(step => step.held ? symbol(arm) : `${symbol(arm)}-open`),
+          },
           customdata: of.map(step => [step.rate, step.held ? "objective met" : "objective missed"]),
           hovertemplate: `%{customdata[0]:,.4~r}/s due, %{x:,.4~r}/s answered<br>${quantile} %{y:.3~r} ms, %{customdata[1]}${box(arm)}`,
         };
@@ -185,7 +189,7 @@
       const last = Math.max(...arms.flatMap(({ at }) => at));
       const [unit, word] = last > 3 * 3600 ? [3600, "hours"] : last > 600 ? [60, "minutes"] : [1, "seconds"];
       const traces = [];
-      const wrong = [["refused", "refused", 0.4], ["failed", "failed", 1], ["timed_out", "timed out", 0.7]];
+      const wrong = [["refused", "refused", 0.4], ["failed", "failed", 1], ["timed_out", "timed out", 1]];
       const any = arms.some(arm => wrong.some(([key]) => arm[key].some(count => count > 0)));
       const markers = arms.length > 1 && arms.every(({ at }) => at.length < 400);
       for (const { arm, at, ...of } of arms) {
@@ -217,7 +221,7 @@
       return [traces, {
         xaxis: axis(`${word} since the start`, { anchor: any ? "y3" : "y2", zeroline: false }),
         yaxis: axis("requests/s", { domain: any ? [0.66, 1] : [0.54, 1], rangemode: "tozero" }),
-        yaxis2: { ...latencyAxis("p50, p99 (dotted), ms", latencies.length ? latencies : [1]), domain: any ? [0.24, 0.6] : [0, 0.46] },
+        yaxis2: { ...latencyAxis("latency, ms", latencies.length ? latencies : [1]), domain: any ? [0.24, 0.6] : [0, 0.46] },
         ...(any && { yaxis3: axis("not answered", { domain: [0, 0.18], rangemode: "tozero", tickformat: "~s" }) }),
         barmode: "stack",
       }];
