@@ -59,7 +59,10 @@ async fn pixels(plan: &mut Plan) -> anyhow::Result<()> {
     if let Datatype::Fp32 { height: 0, .. } = plan.request.datatype {
         let arm = plan.arms.first().context("the plan has no arm")?;
         let Some(Input { height, width, mean, std }) = wire::input(arm, &plan.request).await? else {
-            bail!("arm '{}': its server does not say how it wants pixels, expected --input-size, --mean and --std", arm.name);
+            bail!(
+                "arm '{}': its server does not say how it wants pixels, expected --input-size, --mean and --std",
+                arm.name
+            );
         };
         plan.request.datatype = Datatype::Fp32 { height, width, mean, std };
     }

@@ -15,7 +15,8 @@ impl Bar {
         if !std::io::stderr().is_terminal() {
             bar.set_draw_target(ProgressDrawTarget::hidden());
         }
-        let style = ProgressStyle::with_template("{elapsed:>4} {bar:24} {percent:>3}%  {msg}").expect("a valid template");
+        let style =
+            ProgressStyle::with_template("{elapsed:>4} {bar:24} {percent:>3}%  {msg}").expect("a valid template");
         Self(bar.with_style(style))
     }
 
@@ -47,7 +48,8 @@ fn line(progress: &Progress<'_>) -> String {
         Phase::Peak => ", the most it answers".to_owned(),
         Phase::Rate(rate) | Phase::Overload(rate) => format!(", {rate:.0}/s wanted"),
     };
-    let mut line = format!("{name}{phase}: {:.0}/s, p99 {:.1} ms, {} sent", progress.throughput, progress.p99, counts.sent);
+    let mut line =
+        format!("{name}{phase}: {:.0}/s, p99 {:.1} ms, {} sent", progress.throughput, progress.p99, counts.sent);
     for (count, what) in [(counts.refused, "refused"), (counts.failed, "failed"), (counts.timed_out, "timed out")] {
         if count > 0 {
             line.push_str(&format!(", {count} {what}"));

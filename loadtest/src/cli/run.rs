@@ -68,7 +68,9 @@ pub(crate) fn run(options: Options) -> Result<(), Failure> {
     }
     let whole = report.arms.iter().all(|arm| arm.counts.whole());
     if !whole {
-        return Err(Failure::Failed(anyhow::anyhow!("not every request is accounted for: this is a defect of the harness")));
+        return Err(Failure::Failed(anyhow::anyhow!(
+            "not every request is accounted for: this is a defect of the harness"
+        )));
     }
     if report.verdicts.iter().any(|verdict| verdict.failed) { Err(Failure::Missed) } else { Ok(()) }
 }
