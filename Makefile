@@ -57,11 +57,12 @@ photos: ## draw JPEG files of photographs' size to time larger nets with (FOLDER
 	"$$venv/bin/python" scripts/draw_photos.py "$(FOLDER)"
 
 .PHONY: test
-test: test-scripts ## run all tests: of the product, its page, its clients and its scripts
-	@scripts/need cargo cc curl python3:3.11 $(pip) venv chromium
+test: test-scripts ## run all tests: of the product, its page, its clients, its deployment and its scripts
+	@scripts/need cargo cc curl python3:3.11 $(pip) venv chromium prometheus
 	@$(with_onnxruntime) && set -x && $(CARGO) test --workspace --locked
 	python3 -B scripts/smoke_serve.py
 	@$(MAKE) --no-print-directory test-page
+	@$(MAKE) --no-print-directory test-deploy
 	@$(MAKE) --no-print-directory test-clients
 
 .PHONY: test-clients
@@ -83,6 +84,13 @@ test-page: ## test the page in headless Chromium (ARGS="..." adds options of pyt
 	@$(with_onnxruntime) && venv="$$(scripts/venv page scripts/page-requirements.txt)" && set -x && \
 	$(CARGO) build --locked --bin blockdrop && \
 	"$$venv/bin/python" -B -m pytest -p no:cacheprovider tests/page $(ARGS)
+
+.PHONY: test-deploy
+test-deploy: ## check deploy/ against the server and a real Prometheus (ARGS="..." adds options of pytest)
+	@scripts/need cargo cc python3:3.11 $(pip) venv prometheus
+	@$(with_onnxruntime) && venv="$$(scripts/venv deploy scripts/deploy-requirements.txt)" && set -x && \
+	$(CARGO) build --locked --bin blockdrop && \
+	"$$venv/bin/python" -B -m pytest tests/deploy $(ARGS)
 
 .PHONY: lint
 lint: ## check formatting, lints, types, licences and sources

@@ -217,17 +217,27 @@ class Need(unittest.TestCase):
 
     def test_names_all_that_is_missing_at_once(self):
         done = self.need(
-            "cargo", "cc", "curl", "python3", "pip", "venv", "chromium", path="/nowhere"
+            "cargo",
+            "cc",
+            "curl",
+            "python3",
+            "pip",
+            "venv",
+            "chromium",
+            "prometheus",
+            path="/nowhere",
         )
         self.assertEqual(done.returncode, 1)
         for line in (
             "missing on this machine: cargo (Rust), cc (a C compiler), curl, python3 (3.9 or newer), pip for python3, venv",
             "chromium (a browser; CHROMIUM names one that is not on the path)",
-            "apt-get install build-essential curl python3 python3-pip python3-venv chromium\n",
-            "dnf install gcc curl python3 python3-pip chromium\n",
+            "prometheus (the server and promtool)",
+            "apt-get install build-essential curl python3 python3-pip python3-venv chromium prometheus\n",
+            "dnf install gcc curl python3 python3-pip chromium golang-github-prometheus\n",
             "xcode-select --install\n",
             "brew install python\n",
             "brew install --cask chromium\n",
+            "brew install prometheus\n",
             "rustup",
         ):
             self.assertIn(line, done.stderr)
