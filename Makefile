@@ -14,6 +14,8 @@ PYTHON_SCRIPTS := scripts/fetch-onnxruntime scripts/venv tests/clients/grpcurl
 # Tells the product where ONNX Runtime is; pip is what fetches it.
 with_onnxruntime = ORT_DYLIB_PATH="$$(scripts/fetch-onnxruntime)" && export ORT_DYLIB_PATH
 pip = $(if $(ORT_DYLIB_PATH),,pip)
+# What tests in Python run: of the same features as what `cargo test --workspace` leaves behind.
+build_tested = $(CARGO) build --workspace --locked --bins --example classify
 lint_tools = tools="$$(scripts/venv lint scripts/lint-requirements.txt)/bin"
 training_env = venv="$$(scripts/venv training training/requirements.lock)" && \
 	PYTHONPATH="$(CURDIR)/training/src" && export PYTHONPATH
@@ -49,6 +51,21 @@ bench: ## time the full net against the kept blocks (BUNDLE=..., IMAGES=..., MAS
 	exec $(CARGO) run --release --locked --bin blockdrop -- \
 		bench "$(BUNDLE)" --images "$(IMAGES)" --masks "$(MASKS)" --http $(ARGS)
 
+SCENARIO ?= loadtest/scenarios/ab.toml
+
+.PHONY: loadtest
+loadtest: ## load a server with requests: skipping against the full net (SCENARIO=..., IMAGES=..., ARGS="...")
+	@scripts/need cargo cc python3 $(pip)
+	@$(with_onnxruntime) && \
+	$(CARGO) build --release --locked --bin blockdrop && \
+	exec $(CARGO) run --release --locked --bin blockdrop-loadtest -- \
+		run "$(SCENARIO)" --images "$(IMAGES)" --out target/loadtest $(ARGS)
+
+.PHONY: ceiling
+ceiling: ## measure the load test itself, against a responder that answers at once (ARGS="...")
+	@scripts/need cargo cc
+	@exec $(CARGO) run --release --locked --bin blockdrop-loadtest -- ceiling $(ARGS)
+
 .PHONY: photos
 photos: ## draw JPEG files of photographs' size to time larger nets with (FOLDER=...)
 	@test -n "$(FOLDER)" || { echo 'make photos: say FOLDER=...' >&2; exit 2; }
@@ -70,7 +87,7 @@ test-clients: ## run tests with real clients: tritonclient, gRPC, README's
 	@scripts/need cargo cc curl python3:3.11 venv
 	@$(with_onnxruntime) && \
 	venv="$$(scripts/venv clients scripts/clients-requirements.txt)" && set -x && \
-	$(CARGO) build --workspace --locked --bin blockdrop --example classify && \
+	$(build_tested) && \
 	"$$venv/bin/python" -B -m pytest tests/clients
 
 .PHONY: test-scripts
@@ -82,14 +99,14 @@ test-scripts: ## run the tests of scripts/
 test-page: ## test the page in headless Chromium (ARGS="..." adds options of pytest)
 	@scripts/need cargo cc python3:3.11 $(pip) venv chromium
 	@$(with_onnxruntime) && venv="$$(scripts/venv page scripts/page-requirements.txt)" && set -x && \
-	$(CARGO) build --locked --bin blockdrop && \
+	$(build_tested) && \
 	"$$venv/bin/python" -B -m pytest -p no:cacheprovider tests/page $(ARGS)
 
 .PHONY: test-deploy
 test-deploy: ## check deploy/ against the server and a real Prometheus (ARGS="..." adds options of pytest)
 	@scripts/need cargo cc python3:3.11 $(pip) venv prometheus
 	@$(with_onnxruntime) && venv="$$(scripts/venv deploy scripts/deploy-requirements.txt)" && set -x && \
-	$(CARGO) build --locked --bin blockdrop && \
+	$(build_tested) && \
 	"$$venv/bin/python" -B -m pytest tests/deploy $(ARGS)
 
 .PHONY: lint
