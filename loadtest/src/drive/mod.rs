@@ -276,7 +276,7 @@ impl<T: Target> Driver<'_, T> {
                     let elapsed = now.saturating_duration_since(clock.start).min(length);
                     let since = clock.second(now).saturating_sub(1);
                     self.show(arm, phase, elapsed, recorder, &mut recent, since);
-                    if let Some(into) = &mut into {
+                    if let Some(into) = into.as_mut().filter(|_| !turn.is_halted()) {
                         next = into.past(recorder, &clock, timeout, next, now);
                     }
                 }
@@ -343,10 +343,11 @@ impl Into<'_> {
         for (round, part) in recorder.take_rounds(u64::MAX) {
             self.rounds.answered(round, clock, &part);
         }
-        let rest = seconds - clock.slice() * (next - clock.first) as f64;
-        // A turn that was stopped may have its last answers in a round that had just begun.
-        let last = if rest < clock.slice() / 2.0 { next.saturating_sub(1).max(clock.first) } else { next };
-        self.rounds.loaded(last, clock, rest);
+        self.rounds.loaded(next, clock, seconds - clock.slice() * (next - clock.first) as f64);
+        if clock.rounds > 1 {
+            // A turn that was stopped has its last answers in rounds that had just begun, or never did.
+            self.rounds.trim(clock.slice() / 2.0);
+        }
         self.series.add(&recorder.take_seconds(u64::MAX));
         self.series.settle(clock.second(clock.end()));
     }

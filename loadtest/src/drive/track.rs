@@ -52,6 +52,18 @@ impl Rounds {
         }
     }
 
+    /// Makes the last rounds one until it has `least` seconds.
+    pub(super) fn trim(&mut self, least: f64) {
+        while self.entries.len() > 1
+            && let Some(last) = self.entries.last_entry().filter(|last| last.get().1.seconds < least)
+        {
+            let (_, sample) = last.remove();
+            if let Some(mut before) = self.entries.last_entry() {
+                merge(&mut before.get_mut().1, &sample);
+            }
+        }
+    }
+
     fn entry(&mut self, round: u64, clock: &Clock) -> &mut Sample {
         self.make_room(round);
         let at = clock.start.saturating_duration_since(clock.zero).as_secs_f64()
@@ -207,6 +219,23 @@ mod tests {
         let (ours, theirs) = one.paired(&other);
         assert_eq!((ours.len(), theirs.len()), (200, 200));
         assert_eq!(ours, theirs);
+    }
+
+    #[test]
+    fn a_last_round_that_is_too_short_is_part_of_the_one_before() {
+        let clock = clock(0, 10);
+        let mut rounds = Rounds::default();
+        for (round, seconds) in [(0, 1.0), (1, 1.0), (2, 1.0), (3, -1.5)] {
+            rounds.answered(round, &clock, &part(10));
+            rounds.loaded(round, &clock, seconds);
+        }
+        rounds.trim(0.5);
+        assert_eq!(
+            rounds.report().iter().map(|round| (round.answered, round.seconds)).collect::<Vec<_>>(),
+            [(1, 1.0), (3, 0.5)]
+        );
+        rounds.trim(100.0);
+        assert_eq!(rounds.report().len(), 1);
     }
 
     #[test]
