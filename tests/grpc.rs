@@ -368,7 +368,11 @@ async fn a_stream_answers_in_order_and_outlives_a_bad_image() {
     assert_eq!(answers.len(), 20);
     for (at, answer) in (0..).zip(answers) {
         assert_eq!(answer.error_message.is_empty(), at % 5 != 3, "{answer:?}");
-        assert_eq!(answer.infer_response.unwrap().id, u64::to_string(&at));
+        let response = answer.infer_response.unwrap();
+        assert_eq!(response.id, u64::to_string(&at));
+        let code = response.parameters.get("blockdrop-code").and_then(|code| code.parameter_choice.clone());
+        let expected = ParameterChoice::StringParam("unsupported_image_type".to_owned());
+        assert_eq!(code, (at % 5 == 3).then_some(expected));
     }
 }
 

@@ -237,7 +237,11 @@ pub(super) fn oip_grpc(message: Bytes, wanted: &Wanted, count: usize) -> Result<
 pub(super) fn oip_stream(message: Bytes, wanted: &Wanted, count: usize) -> Result<Vec<Facts>, Problem> {
     let answer = ModelStreamInferResponse::decode(message).map_err(|error| no_message(&error))?;
     if !answer.error_message.is_empty() {
-        return Err(Problem::sentence("stream", &answer.error_message));
+        let code = answer.infer_response.as_ref().and_then(|response| response.parameters.get("blockdrop-code"));
+        return Err(match code.and_then(|code| code.parameter_choice.as_ref()) {
+            Some(ParameterChoice::StringParam(code)) => Problem::coded("stream", code, &answer.error_message),
+            _ => Problem::sentence("stream", &answer.error_message),
+        });
     }
     let answer = answer.infer_response.ok_or_else(|| Problem::wrong_answer("neither an error nor an answer"))?;
     infer(answer, wanted, count)

@@ -89,16 +89,17 @@ impl Problem {
         Self { how, kind: format!("{place} {code}"), message: format!("{place} {code}: {message}") }
     }
 
-    /// What a sentence means that has no code, as in `ModelStreamInferResponse`.
+    /// What a sentence means that has no code, as other servers' `ModelStreamInferResponse`: overload or lateness by the
+    /// words that servers use for them, else an input that is not taken.
     pub(super) fn sentence(place: &str, message: &str) -> Self {
         let text = message.to_ascii_lowercase();
         let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
-        let (how, kind) = if says(&["overload", "try again", "try another", "queue", "unavailable", "shutting down"]) {
-            (How::Overloaded, "overloaded")
-        } else if says(&["time ran out", "deadline", "timed out", "timeout"]) {
-            (How::Late, "late")
-        } else {
-            (How::Input, "error")
+        let full = ["overloaded", "try again", "queue is full", "maximum queue size", "unavailable", "shutting down"];
+        let late = ["deadline exceeded", "timed out", "timeout expired"];
+        let (how, kind) = match () {
+            () if says(&full) => (How::Overloaded, "overloaded"),
+            () if says(&late) => (How::Late, "late"),
+            () => (How::Input, "error"),
         };
         Self { how, kind: format!("{place} {kind}"), message: format!("{place}: {message}") }
     }

@@ -9,6 +9,7 @@ use prost::Message;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::call::{Answers, Call, answered, answers};
+use super::status::CODE;
 use crate::proto::inference::grpc_inference_service_server::GrpcInferenceService;
 use crate::proto::inference::infer_parameter::ParameterChoice;
 use crate::proto::inference::model_infer_request::InferRequestedOutputTensor;
@@ -135,11 +136,14 @@ impl GrpcInferenceService for Oip {
                     Ok(response) => {
                         ModelStreamInferResponse { error_message: String::new(), infer_response: Some(response) }
                     }
-                    // The id says whose error it is.
-                    Err(error) => ModelStreamInferResponse {
-                        error_message: error.message,
-                        infer_response: Some(ModelInferResponse { id, ..ModelInferResponse::default() }),
-                    },
+                    // The id says whose error it is, the code what kind of one.
+                    Err(error) => {
+                        let code = ParameterChoice::StringParam(error.kind.code().to_owned());
+                        let code = InferParameter { parameter_choice: Some(code) };
+                        let parameters = HashMap::from([(CODE.to_owned(), code)]);
+                        let response = ModelInferResponse { id, parameters, ..ModelInferResponse::default() };
+                        ModelStreamInferResponse { error_message: error.message, infer_response: Some(response) }
+                    }
                 }
             }
         };

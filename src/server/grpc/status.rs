@@ -30,11 +30,14 @@ impl Kind {
     }
 }
 
-/// The sentence as message, and the code that HTTP has too as `blockdrop-code`.
+/// Where the code is that HTTP has too: in a status's metadata, and among the parameters of a stream's message.
+pub(super) const CODE: &str = "blockdrop-code";
+
+/// The sentence as message, and the code in the metadata.
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
         let mut status = Self::new(error.kind.grpc(), error.message);
-        status.metadata_mut().insert("blockdrop-code", MetadataValue::from_static(error.kind.code()));
+        status.metadata_mut().insert(CODE, MetadataValue::from_static(error.kind.code()));
         if matches!(error.kind, Kind::Overloaded | Kind::ShuttingDown) {
             status.metadata_mut().insert("grpc-retry-pushback-ms", MetadataValue::from_static("1000"));
         }
