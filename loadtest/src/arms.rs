@@ -41,10 +41,7 @@ impl FromStr for Words {
                 "model" => words.model = Some(value),
                 "version" => words.version = Some(value),
                 _ if PARAMETERS.contains(&key) => {
-                    if !fits(key, &value) {
-                        return Err(wrong());
-                    }
-                    words.parameters.push((key.to_owned(), value));
+                    words.parameters.push((key.to_owned(), parameter(key, value).ok_or_else(wrong)?));
                 }
                 _ => return Err(wrong()),
             }
@@ -55,12 +52,16 @@ impl FromStr for Words {
 
 text!(Words);
 
-/// Whether a parameter's value can be one. Whether it fits the model is for the server to say.
-fn fits(key: &str, value: &str) -> bool {
+/// A parameter's value as it is sent, if it can be one. Whether it fits the model is for the server to say.
+fn parameter(key: &str, value: String) -> Option<String> {
     match key {
-        "path" => value.parse::<blockdrop::policy::Path>().is_ok(),
-        "threshold" => value.parse::<f64>().is_ok_and(|threshold| (0.0..=1.0).contains(&threshold)),
-        _ => value.parse::<u64>().is_ok(),
+        "path" => value.parse::<blockdrop::policy::Path>().is_ok().then_some(value),
+        "threshold" => value.parse::<f64>().is_ok_and(|threshold| (0.0..=1.0).contains(&threshold)).then_some(value),
+        // 5e7 is a whole number to people.
+        _ => {
+            let number: f64 = value.parse().ok()?;
+            (number.fract() == 0.0 && (0.0..1e18).contains(&number)).then(|| format!("{number:.0}"))
+        }
     }
 }
 
@@ -164,6 +165,7 @@ mod tests {
             ("url=http://a:1 name=a", "a"),
             ("url=http://a:1", "http://a:1"),
             ("model=net version=2 path=full", "full net 2"),
+            ("max_flops=5e7", "max_flops=50000000"),
         ] {
             assert_eq!(words(text).title(), name, "{text}");
         }
