@@ -87,8 +87,8 @@ def browser():
 
 
 @pytest.fixture
-def visit(server, browser):
-    """Opens the page in a window of its own; options are those of a browser's context."""
+def window(browser):
+    """Opens an address in a window of its own; options are those of a browser's context."""
     contexts, complaints = [], []
 
     def complain(message):
@@ -96,12 +96,12 @@ def visit(server, browser):
         if message.type in ("error", "warning") and "Failed to load resource" not in message.text:
             complaints.append(message.text)
 
-    def ask(request):
-        address = urlsplit(request.url)
-        if address.scheme in ("http", "https") and address.netloc != urlsplit(server.url).netloc:
-            complaints.append(f"asked for {request.url}")
+    def open_window(url, prepare=None, **options):
+        def ask(request):
+            address = urlsplit(request.url)
+            if address.scheme in ("http", "https") and address.netloc != urlsplit(url).netloc:
+                complaints.append(f"asked for {request.url}")
 
-    def open_page(prepare=None, **options):
         context = browser.new_context(**{"reduced_motion": "reduce", **options})
         contexts.append(context)
         page = context.new_page()
@@ -110,10 +110,20 @@ def visit(server, browser):
         page.on("request", ask)
         if prepare:
             prepare(page)
-        page.goto(server.url + "/")
+        page.goto(url)
         return page
 
-    yield open_page
+    yield open_window
     for context in contexts:
         context.close()
     assert complaints == []
+
+
+@pytest.fixture
+def visit(server, window):
+    """Opens the server's page."""
+
+    def open_page(prepare=None, **options):
+        return window(server.url + "/", prepare, **options)
+
+    return open_page

@@ -26,15 +26,19 @@ pub fn page(report: &Report) -> String {
     put(&mut page, format_args!("<meta http-equiv=\"Content-Security-Policy\" content=\"{POLICY}\">\n"));
     page += "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n";
     page += "<meta name=\"color-scheme\" content=\"light dark\">\n";
-    put(&mut page, format_args!("<title>{title} – load test</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n"));
+    put(&mut page, format_args!("<title>Load test: {title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n"));
     header(&mut page, report);
     page += "<main>\n";
     arms(&mut page, report);
     let figures = figures::figures(report);
     page += "<noscript><p class=\"note\">The plots need JavaScript.</p></noscript>\n";
+    // Cards stand in pairs; the last of an odd number has a row of its own, as those have that need one.
+    let halves = figures.iter().filter(|figure| !figure.wide).count() + usize::from(!crowded(report));
+    let odd = figures.iter().rfind(|figure| !figure.wide).filter(|_| halves % 2 == 1).map(|figure| figure.id);
     for figure in &figures {
         let (id, name, note) = (figure.id, figure.name, Text(&figure.note));
-        put(&mut page, format_args!("<section>\n<h2>{name}</h2>\n<p class=\"note\">{note}</p>\n"));
+        let class = if figure.wide || odd == Some(id) { " class=\"wide\"" } else { "" };
+        put(&mut page, format_args!("<section{class}>\n<h2>{name}</h2>\n<p class=\"note\">{note}</p>\n"));
         if id == "cdf" {
             page += "<button id=\"tail\" type=\"button\" aria-pressed=\"false\">Stretch the tail</button>\n";
         }
@@ -145,6 +149,11 @@ fn header(page: &mut String, report: &Report) {
     *page += "</header>\n";
 }
 
+/// Whether the arms' table needs the page's width.
+fn crowded(report: &Report) -> bool {
+    report.arms.len() > 3
+}
+
 /// A head, what it is of, an arm's value, and whether any arm has one that is worth a row.
 type Row = (&'static str, &'static str, fn(&ArmReport) -> Option<String>, bool);
 
@@ -189,7 +198,9 @@ fn arms(page: &mut String, report: &Report) {
             any(|arm| !arm.delay.is_empty()),
         ),
     ];
-    *page += "<section>\n<h2>Arms</h2>\n<div class=\"scroll\"><table id=\"arms\">\n<thead><tr><td></td>";
+    let class = if crowded(report) { " class=\"wide\"" } else { "" };
+    put(page, format_args!("<section{class}>\n"));
+    *page += "<h2>Arms</h2>\n<div class=\"scroll\"><table id=\"arms\">\n<thead><tr><td></td>";
     for (at, arm) in report.arms.iter().enumerate() {
         put(page, format_args!("<th scope=\"col\">{}", Arm(report, at)));
         if !arm.server.is_empty() {
@@ -251,7 +262,7 @@ fn causes(page: &mut String, report: &Report) {
     if report.arms.iter().all(|arm| arm.causes.is_empty()) {
         return;
     }
-    *page += "<section id=\"causes\">\n<h2>Why requests were not answered</h2>\n<div class=\"scroll\"><table>\n<thead><tr>\
+    *page += "<section id=\"causes\" class=\"wide\">\n<h2>Why requests were not answered</h2>\n<div class=\"scroll\"><table>\n<thead><tr>\
               <th>arm</th><th>cause</th><th>requests</th><th class=\"words\">the first said</th></tr></thead>\n<tbody>\n";
     for (at, arm) in report.arms.iter().enumerate() {
         let mut causes: Vec<_> = arm.causes.iter().collect();
@@ -274,7 +285,7 @@ fn causes(page: &mut String, report: &Report) {
 
 fn plan(page: &mut String, report: &Report) {
     let plan = &report.plan;
-    *page += "<section>\n<details id=\"plan\">\n<summary>How it was run</summary>\n<dl>\n";
+    *page += "<section class=\"wide\">\n<details id=\"plan\">\n<summary>How it was run</summary>\n<dl>\n";
     let mut row = |name: &str, value: &str| {
         put(page, format_args!("<dt>{}</dt><dd>{}</dd>\n", Text(name), Text(value)));
     };

@@ -21,6 +21,8 @@ pub(super) struct Figure {
     pub(super) id: &'static str,
     pub(super) name: &'static str,
     pub(super) note: String,
+    /// It needs the page's width.
+    pub(super) wide: bool,
     data: Value,
 }
 
@@ -75,8 +77,9 @@ pub(super) fn figures(report: &Report) -> Vec<Figure> {
             series.map(|series| series.data),
         ),
     ];
-    let with_data =
-        figures.into_iter().filter_map(|(id, name, note, data)| Some(Figure { id, name, note, data: data? }));
+    let with_data = figures.into_iter().filter_map(|(id, name, note, data)| {
+        Some(Figure { id, name, note, wide: matches!(id, "stages" | "series"), data: data? })
+    });
     with_data.collect()
 }
 
