@@ -1,7 +1,5 @@
 //! The wire against a real blockdrop server, in every protocol.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 mod common;
 
 use std::time::Duration;

@@ -1,7 +1,5 @@
 //! The responder answers everything that the wire asks.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 mod common;
 
 use blockdrop_loadtest::record::{Flops, Payload, Reply};

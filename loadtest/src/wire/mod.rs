@@ -10,6 +10,7 @@
 //! A call has no time limit of its own: who waits drops it. The connection (of gRPC: the stream) goes with it.
 
 mod answers;
+mod door;
 mod fault;
 mod grpc;
 mod http1;
@@ -102,7 +103,7 @@ impl Target for Wire {
 
     fn caller(&self, arm: usize) -> WireCaller {
         let link = match http(self.0.protocol) {
-            true => Link::Http(http1::Client::default()),
+            true => Link::Http(Box::default()),
             false => Link::Grpc(self.0.arms[arm].lines.client()),
         };
         WireCaller { shared: Arc::clone(&self.0), arm, link }
@@ -127,7 +128,7 @@ pub struct WireCaller {
 }
 
 enum Link {
-    Http(http1::Client),
+    Http(Box<http1::Client>),
     Grpc(grpc::Client),
 }
 

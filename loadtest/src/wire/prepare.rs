@@ -1,6 +1,5 @@
 //! Before the clock starts: who the servers are, whether they have what the plan asks for, and one request to each.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,28 +7,23 @@ use blockdrop::proto::inference::{
     ModelMetadataRequest, ModelMetadataResponse, ServerMetadataRequest, ServerMetadataResponse,
 };
 use blockdrop::proto::v1::{ClassifyRequest, ClassifyResponse};
-use bytes::Bytes;
-use hyper::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, HeaderName, HeaderValue, TE, USER_AGENT};
-use hyper::{HeaderMap, Method, Request, StatusCode, Uri};
-use prost::Message;
+use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
+use hyper::{HeaderMap, StatusCode, Uri};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Deserialize;
 
-use super::grpc::{Lines, prefix};
-use super::http1::{Answer, Client};
+use super::door::{Door, PATIENCE, escaped};
+use super::grpc::Lines;
 use super::judge::Judge;
 use super::mail::{Asked, Items, Mail, datatype};
-use super::outcome::{How, Kinds, Problem, short};
-use super::pieces::Pieces;
+use super::outcome::{How, Kinds, short};
 use super::tensor::{Described, Wanted, shown};
 use super::{Arm, Shared, Wire, WireError, http};
 use crate::images::Pool;
 use crate::plan::{self, Datatype, Plan, Protocol};
 use crate::target::Target;
 
-/// For each question before the run.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// For a request that is broken on purpose, at most.
 const MOST_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -200,54 +194,7 @@ struct Metadata {
     outputs: Vec<Described>,
 }
 
-/// A server, where it is.
-struct Door<'a> {
-    arm: &'a plan::Arm,
-    addresses: Vec<SocketAddr>,
-    authority: String,
-    /// Before all paths.
-    base: String,
-    key: Option<HeaderValue>,
-}
-
-impl<'a> Door<'a> {
-    async fn open(arm: &'a plan::Arm, request: &plan::Request) -> Result<Self, WireError> {
-        let wrong = || WireError::mismatch(arm, format!("url '{}'", arm.url), "http://host:port");
-        let uri: Uri = arm.url.parse().map_err(|_| wrong())?;
-        let authority = uri.authority().filter(|_| uri.scheme_str() == Some("http")).ok_or_else(wrong)?;
-        if uri.query().is_some() || authority.as_str().contains('@') {
-            return Err(wrong());
-        }
-        let host = authority.host().trim_start_matches('[').trim_end_matches(']');
-        let unreachable =
-            |reason: String| WireError::Unreachable { arm: arm.name.clone(), url: arm.url.clone(), reason };
-        let found = tokio::net::lookup_host((host, authority.port_u16().unwrap_or(80))).await;
-        let addresses: Vec<SocketAddr> = found.map_err(|error| unreachable(error.to_string()))?.collect();
-        let key = request.api_key.as_ref().map(|key| {
-            let expected = "an API key of letters, digits and signs of ASCII";
-            let mut value = HeaderValue::from_str(&format!("Bearer {key}"))
-                .map_err(|_| WireError::mismatch(arm, "a key that no header can hold", expected))?;
-            value.set_sensitive(true);
-            Ok(value)
-        });
-        Ok(Self {
-            arm,
-            addresses,
-            authority: authority.to_string(),
-            base: uri.path().trim_end_matches('/').to_owned(),
-            key: key.transpose()?,
-        })
-    }
-
-    fn mismatch(&self, found: impl Into<String>, expected: impl Into<String>) -> WireError {
-        WireError::mismatch(self.arm, found, expected)
-    }
-
-    fn unreachable(&self, problem: &Problem) -> WireError {
-        let (arm, url) = (self.arm.name.clone(), self.arm.url.clone());
-        WireError::Unreachable { arm, url, reason: short(&problem.message) }
-    }
-
+impl Door<'_> {
     /// Where and how all requests of the run go.
     fn request(&self, request: &plan::Request, model: &str, boundary: &str) -> Result<(Uri, HeaderMap), WireError> {
         let arm = self.arm;
@@ -280,32 +227,6 @@ impl<'a> Door<'a> {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         Ok((uri, headers))
-    }
-
-    fn head(&self, path: &str, grpc: bool) -> Result<(Uri, HeaderMap), WireError> {
-        let wrong = || self.mismatch(format!("path '{}'", short(path)), "one that fits into a request");
-        let mut headers = HeaderMap::new();
-        headers.insert(USER_AGENT, HeaderValue::from_static(concat!("blockdrop-loadtest/", env!("CARGO_PKG_VERSION"))));
-        if let Some(key) = &self.key {
-            headers.insert(AUTHORIZATION, key.clone());
-        }
-        let uri = if grpc {
-            headers.insert(TE, HeaderValue::from_static("trailers"));
-            format!("http://{}{path}", self.authority).parse()
-        } else {
-            headers.insert(HOST, self.value(&self.authority)?);
-            path.parse()
-        };
-        Ok((uri.map_err(|_| wrong())?, headers))
-    }
-
-    fn value(&self, text: &str) -> Result<HeaderValue, WireError> {
-        HeaderValue::from_str(text).map_err(|_| self.mismatch(format!("'{}'", short(text)), "what a header can hold"))
-    }
-
-    fn model_path(&self, model: &str) -> String {
-        let version = self.arm.version.as_ref().map(|version| format!("/versions/{}", escaped(version)));
-        format!("{}/v2/models/{}{}", self.base, escaped(model), version.unwrap_or_default())
     }
 
     /// Whether the server has what the arm asks for.
@@ -456,60 +377,6 @@ impl<'a> Door<'a> {
             Err(problem) => Err(self.refused(&problem, "the server's metadata")),
         }
     }
-
-    fn refused(&self, problem: &Problem, expected: &str) -> WireError {
-        match problem.kind.as_str() {
-            "connect" | "connection closed" | "late" => self.unreachable(problem),
-            _ => self.mismatch(short(&problem.message), expected),
-        }
-    }
-
-    fn json<T: for<'de> Deserialize<'de>>(&self, what: &str, answer: &Answer) -> Result<T, WireError> {
-        if answer.status != StatusCode::OK {
-            let problem = Problem::http(answer.status, &answer.body);
-            return Err(self.mismatch(short(&problem.message), format!("{what} at the server")));
-        }
-        serde_json::from_slice(&answer.body).map_err(|error| {
-            let start = short(&String::from_utf8_lossy(&answer.body[..answer.body.len().min(80)]));
-            self.mismatch(format!("'{start}' ({error})"), format!("{what} as JSON"))
-        })
-    }
-
-    async fn get(&self, path: &str) -> Result<Answer, WireError> {
-        let (uri, mut headers) = self.head(path, false)?;
-        headers.insert(CONNECTION, HeaderValue::from_static("close"));
-        let request = || {
-            let mut request = Request::new(Pieces::default());
-            *request.method_mut() = Method::GET;
-            (*request.uri_mut(), *request.headers_mut()) = (uri.clone(), headers.clone());
-            request
-        };
-        let answer = tokio::time::timeout(PATIENCE, Client::default().ask(&self.addresses, true, request)).await;
-        answer.unwrap_or_else(|_| Err(late())).map_err(|problem| self.unreachable(&problem))
-    }
-
-    async fn call<A: Message + Default>(&self, method: &str, message: &impl Message) -> Result<A, Problem> {
-        let wrong = |error: WireError| Problem::failed("path", error.to_string());
-        let (uri, mut headers) = self.head(&format!("{}{method}", self.base), true).map_err(wrong)?;
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        headers.insert(HeaderName::from_static("grpc-timeout"), HeaderValue::from_static("10S"));
-        let encoded = message.encode_to_vec();
-        let (start, encoded) = (Bytes::copy_from_slice(&prefix(encoded.len())), Bytes::from(encoded));
-        let request = || {
-            let mut request = Request::new(Pieces::new([start.clone(), encoded.clone()].into_iter()));
-            *request.method_mut() = Method::POST;
-            (*request.uri_mut(), *request.headers_mut()) = (uri.clone(), headers.clone());
-            request
-        };
-        let mut client = Lines::default().client();
-        let answer = tokio::time::timeout(PATIENCE, client.call(&self.addresses, request)).await;
-        let answer = answer.unwrap_or_else(|_| Err(late()))?;
-        A::decode(answer).map_err(|error| Problem::failed("no message", format!("{method}: {error}")))
-    }
-}
-
-fn late() -> Problem {
-    Problem::failed("late", format!("no answer within {} seconds", PATIENCE.as_secs()))
 }
 
 /// What a server says of itself.
@@ -529,19 +396,6 @@ fn sentence(server: &Server, model: &str, version: &str) -> String {
     short(&parts.iter().filter(|part| !part.trim().is_empty()).cloned().collect::<Vec<_>>().join(", "))
 }
 
-/// Percent-encoded, but for what is never taken for anything else in a path or a query.
-fn escaped(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~' | b':' | b',') {
-            escaped.push(char::from(byte));
-        } else {
-            escaped.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    escaped
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -551,12 +405,6 @@ mod tests {
         let server = Server { name: "blockdrop".to_owned(), version: "0.1.0".to_owned() };
         assert_eq!(sentence(&server, "cifar10-resnet32", "1"), "blockdrop 0.1.0, cifar10-resnet32 version 1");
         assert_eq!(sentence(&Server::default(), "m", ""), "m");
-    }
-
-    #[test]
-    fn texts_are_escaped() {
-        assert_eq!(escaped("first_k:7"), "first_k:7");
-        assert_eq!(escaped("a b&c=ü/?"), "a%20b%26c%3D%C3%BC%2F%3F");
     }
 
     #[test]
