@@ -25,7 +25,8 @@ fn said(output: &Output) -> (i32, String, String) {
 fn images() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for index in 0..4 {
-        std::fs::write(folder.path().join(format!("{index}.png")), encoded(16 + index, 16, image::ImageFormat::Png)).unwrap();
+        let picture = image::RgbImage::from_raw(16, 16, encoded(index, 16, 16)).unwrap();
+        picture.save(folder.path().join(format!("{index}.png"))).unwrap();
     }
     folder
 }
@@ -53,7 +54,14 @@ fn a_run_compares_its_arms_and_writes_its_reports() {
     )
     .unwrap();
     let output = loadtest(&[
-        "run", text(&scenario), "--url", &server.http, "--images", text(images.path()), "--out", text(out.path()),
+        "run",
+        text(&scenario),
+        "--url",
+        &server.http,
+        "--images",
+        text(images.path()),
+        "--out",
+        text(out.path()),
     ]);
     let (code, told, errors) = said(&output);
     assert_eq!(code, 0, "{told}{errors}");
@@ -87,8 +95,18 @@ fn a_run_starts_a_server_and_stops_it() {
     Net::tiny(3).write(&models.path().join("net").join("1")).unwrap();
     let started = |more: &[&str]| {
         let mut arguments = vec![
-            "run", "--start", "--models", text(models.path()), "--images", text(images.path()), "--warm-up", "100ms",
-            "--measure", "300ms", "--protocol", "grpc",
+            "run",
+            "--start",
+            "--models",
+            text(models.path()),
+            "--images",
+            text(images.path()),
+            "--warm-up",
+            "100ms",
+            "--measure",
+            "300ms",
+            "--protocol",
+            "grpc",
         ];
         arguments.extend(more);
         said(&loadtest(&arguments))
@@ -108,7 +126,8 @@ fn the_ceiling_is_told_for_every_protocol() {
     let images = images();
     let (code, told, errors) = said(&loadtest(&["ceiling", "--measure", "200ms", "--images", text(images.path())]));
     assert_eq!(code, 0, "{told}{errors}");
-    let protocols = ["classify-multipart", "oip-json", "oip-binary", "grpc-oip", "grpc-oip-stream", "grpc", "grpc-stream"];
+    let protocols =
+        ["classify-multipart", "oip-json", "oip-binary", "grpc-oip", "grpc-oip-stream", "grpc", "grpc-stream"];
     for protocol in protocols {
         assert!(told.contains(protocol), "{told}");
     }
