@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::arms;
-use crate::plan::{Arrivals, Datatype, Faults, Format, Images, Load, Plan, Protocol, Request};
+use crate::objective::{Condition, Metric};
+use crate::plan::{Arm, Arrivals, Datatype, Faults, Format, Images, Load, Plan, Protocol, Request};
 use crate::record::Fault;
 use crate::settings::{Kind, Settings};
 use crate::values::{Pixels, Size, Span, Three};
@@ -71,6 +72,26 @@ impl Settings {
             }
         }
         let (arms, baseline) = arms::arms(self, protocol, started, &mut problems);
+        self.conditions(&arms, baseline, &mut problems);
+        let batch = self.batch.unwrap_or(1);
+        if batch > 1 && matches!(protocol, Protocol::Classify | Protocol::Grpc | Protocol::GrpcStream) {
+            let several = "1, or --protocol classify-multipart or one of the inference protocol";
+            problems.push(format!("--batch: found {batch}, expected {several}"));
+        }
+        if self.new_connections == Some(true) && protocol.is_grpc() {
+            problems.push("--new-connections: is for HTTP, expected a protocol that is not over gRPC".to_owned());
+        }
+        for (name, said) in [("input", self.input.is_some()), ("output", self.output.is_some())] {
+            if said && !protocol.is_oip() {
+                problems.push(format!(
+                    "--{name}: is of the inference protocol, expected --protocol oip-... or grpc-oip..."
+                ));
+            }
+        }
+        if self.start == Some(true) && (self.url.is_some() || self.grpc_url.is_some()) {
+            let either = "expected one of them (--start=false for a scenario that starts its own)";
+            problems.push(format!("--url and --start: found a server to drive and one to start, {either}"));
+        }
         let plan = Plan {
             title: self.title.clone().unwrap_or_else(|| "Load test".to_owned()),
             seed: self.seed.unwrap_or(1),
@@ -78,7 +99,7 @@ impl Settings {
             baseline,
             request: Request {
                 protocol,
-                images: within(&mut problems, "batch", self.batch.unwrap_or(1), (1, 512)),
+                images: within(&mut problems, "batch", batch, (1, 512)),
                 timeout: span(&mut problems, "timeout", self.timeout, Duration::from_secs(5), (0.001, 3600.0)),
                 new_connections: self.new_connections.unwrap_or(false),
                 api_key: self.api_key(&mut problems),
@@ -171,14 +192,39 @@ impl Settings {
                 "--datatype: FP32 is for the inference protocol, expected --protocol oip-... or grpc-oip...".to_owned(),
             );
         }
-        let of_the_model = Size { width: 0, height: 0 };
-        let Size { width, height } = self.input_size.unwrap_or(of_the_model);
-        if self.input_size.is_none() && (self.mean.is_some() || self.std.is_some()) {
-            problems.push("--input-size: is missing, expected beside --mean and --std".to_owned());
+        let said = [self.input_size.is_some(), self.mean.is_some(), self.std.is_some()];
+        if said.contains(&true) && said.contains(&false) {
+            let all = "expected all three, or none to take them from blockdrop's model";
+            problems.push(format!("--input-size, --mean and --std: found some of them, {all}"));
+        } else if said == [false; 3] && protocol.is_grpc() {
+            let why = "over gRPC no server says how it wants its pixels";
+            problems.push(format!("--input-size, --mean and --std: are missing, expected them: {why}"));
         }
+        let Size { width, height } = self.input_size.unwrap_or(Size { width: 0, height: 0 });
         let Three(mean) = self.mean.unwrap_or(Three([0.0; 3]));
         let Three(std) = self.std.unwrap_or(Three([1.0; 3]));
         Datatype::Fp32 { height, width, mean, std }
+    }
+
+    /// Conditions on what the run cannot find.
+    fn conditions(&self, arms: &[Arm], baseline: usize, problems: &mut Vec<String>) {
+        let kind = self.load.unwrap_or(Kind::Closed);
+        for Condition { text, arm, metric, .. } in &self.fail_if {
+            let known = arms.iter().position(|known| Some(&known.name) == arm.as_ref());
+            let names: Vec<&str> = arms.iter().map(|arm| arm.name.as_str()).collect();
+            let expected = match (arm, known) {
+                (Some(_), None) => format!("one of the arms {}", names.join(", ")),
+                (_, known) if metric.relative() && (arms.len() == 1 || known == Some(baseline)) => {
+                    "an arm beside the baseline for a ratio".to_owned()
+                }
+                _ if *metric == Metric::Capacity && kind != Kind::Ramp => "--load ramp beside it".to_owned(),
+                _ if *metric == Metric::GoodputShare && kind != Kind::Overload => {
+                    "--load overload beside it".to_owned()
+                }
+                _ => continue,
+            };
+            problems.push(format!("--fail-if: found '{text}', expected {expected}"));
+        }
     }
 
     fn api_key(&self, problems: &mut Vec<String>) -> Option<String> {
@@ -230,6 +276,7 @@ mod tests {
             "--datatype=FP32",
             "--input-size=32x32",
             "--mean=0.5,0.5,0.5",
+            "--std=1,1,0.5",
             "--bad=5%",
             "--sizes=32x32,64x48",
             "--format=jpeg",
@@ -255,6 +302,7 @@ mod tests {
             datatype = "FP32"
             input-size = "32x32"
             mean = "0.5,0.5,0.5"
+            std = "1,1,0.5"
             bad = "5%"
             sizes = ["32x32", "64x48"]
             format = "jpeg"
@@ -318,6 +366,33 @@ mod tests {
         }
         flags(&["--load=ramp"]).plan(None).expect_err("a ramp looks for something");
         flags(&["--load=closed", "--rate=5"]).plan(None).expect_err("clients have no rate");
+        flags(&["--start", "--url=http://a:1"]).plan(None).expect_err("one server or the other");
+        flags(&["--batch=2"]).plan(None).expect_err("a body is an image");
+        flags(&["--input=x"]).plan(None).expect_err("of another protocol");
+        let pixels = ["--datatype=FP32", "--protocol=oip-json"];
+        flags(&pixels).plan(None).expect("the model is asked");
+        flags(&[pixels[0], pixels[1], "--input-size=8x8"]).plan(None).expect_err("a part of it");
+        flags(&[pixels[0], "--protocol=grpc-oip"]).plan(None).expect_err("nobody to ask");
+    }
+
+    #[test]
+    fn conditions_that_nothing_can_be_found_for_are_wrong_before_the_run() {
+        let arms = ["--arm=policy", "--arm=full"];
+        for (condition, fits) in [
+            ("p99>20ms", true),
+            ("policy.speedup<1", true),
+            ("speedup<1", true),
+            ("full.speedup<1", false),
+            ("first.p99>1s", false),
+            ("capacity<1", false),
+            ("goodput_share<0.9", false),
+        ] {
+            let condition = format!("--fail-if={condition}");
+            let plan = flags(&[arms[0], arms[1], &condition]).plan(None);
+            assert_eq!(plan.is_ok(), fits, "{condition}: {plan:?}");
+        }
+        flags(&["--fail-if=speedup<1"]).plan(None).expect_err("one arm has no ratio");
+        flags(&["--fail-if=capacity<1", "--load=ramp", "--slo=p99=1s"]).plan(None).expect("a ramp has a capacity");
     }
 
     #[test]

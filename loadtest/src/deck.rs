@@ -41,6 +41,11 @@ impl Deck {
         }
     }
 
+    /// Whether any request is broken on purpose.
+    pub fn breaks(&self) -> bool {
+        self.broken > 0.0
+    }
+
     /// What the next request carries.
     pub fn draw(&mut self) -> Payload {
         if self.bad + self.broken > 0.0 {

@@ -137,7 +137,8 @@ pub struct Tally {
     pub counts: Counts,
     /// Answered within the plan's objective for latency, or its timeout where it has none.
     pub in_time: u64,
-    /// Microseconds from when a request was due (closed loop: sent) to its whole answer; answered ones only.
+    /// Microseconds from when a request was due (closed loop: sent) to its whole answer. One that timed out counts with
+    /// the timeout, which is less than it would have taken.
     pub latency: Latencies,
     /// Microseconds from when a request was really sent; answered ones only.
     pub service: Latencies,

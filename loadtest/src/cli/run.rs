@@ -57,22 +57,38 @@ pub(crate) fn run(options: Options) -> Result<(), Failure> {
         json.get_or_insert(out.join(name).with_extension("json"));
         html.get_or_insert(out.join(name).with_extension("html"));
     }
+    for path in json.iter().chain(&html) {
+        // Found out now and not after an hour. What is there stays until there is something to put in its place.
+        std::fs::OpenOptions::new().create(true).append(true).open(path).with_context(|| unwritable(path))?;
+    }
+    more_files();
     let report = runtime(threads.into())?.block_on(measure(&settings))?;
 
     print(terminal::text(&report, width()))?;
-    if let Some(path) = &json {
-        write(path, &report.to_json()?)?;
-    }
-    if let Some(path) = &html {
-        write(path, &html::page(&report))?;
-    }
+    let written = [
+        json.map(|path| write(&path, report.to_json().map_err(anyhow::Error::from))),
+        html.map(|path| write(&path, Ok(html::page(&report)))),
+    ];
+    written.into_iter().flatten().collect::<Result<(), Failure>>()?;
     let whole = report.arms.iter().all(|arm| arm.counts.whole());
     if !whole {
         return Err(Failure::Failed(anyhow::anyhow!(
             "not every request is accounted for: this is a defect of the harness"
         )));
     }
+    if let Some(arm) = report.arms.iter().find(|arm| arm.counts.answered == 0) {
+        return Err(Failure::Failed(anyhow::anyhow!("arm {}: none of its requests was answered", arm.name)));
+    }
     if report.verdicts.iter().any(|verdict| verdict.failed) { Err(Failure::Missed) } else { Ok(()) }
+}
+
+/// Lets the process have as many connections as it may, where that is more than it has been given.
+fn more_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // What cannot be had is told by the connection that needs it.
+    let _ = setrlimit(Resource::Nofile, limit);
 }
 
 /// Starts a server where one is asked for, runs, and stops it.
@@ -109,14 +125,21 @@ pub(super) fn stop_signal() -> std::io::Result<watch::Receiver<bool>> {
     tokio::spawn(async move {
         tokio::select! { _ = interrupt.recv() => {} _ = terminate.recv() => {} }
         sender.send_replace(true);
+        // Whoever pressed the key is told why nothing happens at once, if there is still somebody.
+        let said = "stopping: waiting for what is under way, then the report; once more ends it without a report";
+        let _ = writeln!(std::io::stderr(), "\n{said}");
         tokio::select! { _ = interrupt.recv() => {} _ = terminate.recv() => {} }
         std::process::exit(130);
     });
     Ok(receiver)
 }
 
-fn write(path: &Path, text: &str) -> Result<(), Failure> {
-    std::fs::write(path, text).with_context(|| format!("{} cannot be written", path.display()))?;
+fn unwritable(path: &Path) -> String {
+    format!("{} cannot be written", path.display())
+}
+
+fn write(path: &Path, text: anyhow::Result<String>) -> Result<(), Failure> {
+    std::fs::write(path, text?).with_context(|| unwritable(path))?;
     // The report is written; that nobody reads of it is no failure.
     let _ = writeln!(std::io::stderr(), "wrote {}", path.display());
     Ok(())

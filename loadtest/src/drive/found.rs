@@ -3,7 +3,7 @@
 use super::track::{Rounds, Series};
 use crate::plan::Plan;
 use crate::record::{Stages, Tally};
-use crate::report::{ArmReport, Interval, Ramp, Ratio};
+use crate::report::{ArmReport, Interval, Quantiles, Ramp, Ratio};
 use crate::stats::{Compared, Sample, compare};
 
 /// What a run found.
@@ -128,6 +128,7 @@ impl Found {
                 backbone: mean(tally.stages.backbone, tally.timed),
                 total: mean(tally.stages.total, tally.timed),
             }),
+            quantiles: Quantiles::from(&tally.latency),
             latency: tally.latency,
             service: tally.service,
             delay: tally.delay,

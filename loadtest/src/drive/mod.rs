@@ -152,9 +152,9 @@ impl<T: Target> Driver<'_, T> {
     }
 
     fn recorder(&self) -> Recorder {
-        let within =
-            self.plan.slo.map_or(recorder::micros(self.plan.request.timeout), |slo| (slo.most * 1000.0) as u64);
-        Recorder::new(self.shards, within)
+        let timeout = recorder::micros(self.plan.request.timeout);
+        let within = self.plan.slo.map_or(timeout, |slo| (slo.most * 1000.0) as u64);
+        Recorder::new(self.shards, within, timeout)
     }
 
     fn deck(&self, round: u64) -> Deck {

@@ -124,8 +124,11 @@ impl<T: Target> Driver<'_, T> {
                 });
                 searches[arm].tried(rate, met);
                 found[arm].rounds.push(&climbed);
+                // Rates that are held rise from one to the next.
+                if met || climbs[arm].held.is_empty() {
+                    found[arm].tally = tally;
+                }
                 if met {
-                    found[arm].tally.add(&tally);
                     climbs[arm].held.push((rate, climbed));
                 }
             }

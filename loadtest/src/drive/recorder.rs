@@ -76,6 +76,8 @@ const HOUR: u64 = 3_600_000_000;
 #[derive(Debug, Clone)]
 pub(super) struct Instants {
     counts: Counts,
+    /// Answers that came in it, whenever they were due.
+    came: u64,
     /// Microseconds, to two digits: a second is a dot in a plot.
     latency: Histogram<u64>,
 }
@@ -84,18 +86,23 @@ impl Default for Instants {
     fn default() -> Self {
         let mut latency = Histogram::new(2).expect("two digits");
         latency.auto(true);
-        Self { counts: Counts::default(), latency }
+        Self { counts: Counts::default(), came: 0, latency }
     }
 }
 
 impl Instants {
     pub(super) fn add(&mut self, other: &Self) {
         self.counts.add(&other.counts);
+        self.came += other.came;
         self.latency.add(&other.latency).expect("histograms of the same kind");
     }
 
     pub(super) fn counts(&self) -> Counts {
         self.counts
+    }
+
+    pub(super) fn came(&self) -> u64 {
+        self.came
     }
 
     /// Milliseconds; 0 of none.
@@ -104,7 +111,7 @@ impl Instants {
     }
 
     pub(super) fn second(&self, at: u64) -> Second {
-        Second { at, counts: self.counts, p50: self.quantile(0.5), p99: self.quantile(0.99) }
+        Second { at, counts: self.counts, came: self.came, p50: self.quantile(0.5), p99: self.quantile(0.99) }
     }
 }
 
@@ -140,12 +147,14 @@ pub(super) struct Recorder {
     shards: Box<[Shard]>,
     /// Microseconds that count as in time.
     within: u64,
+    /// Microseconds that a request is waited for.
+    timeout: u64,
 }
 
 impl Recorder {
-    /// `within`: microseconds that count as in time.
-    pub(super) fn new(shards: usize, within: u64) -> Self {
-        Self { shards: (0..shards.max(1)).map(|_| Shard::default()).collect(), within }
+    /// `within`: microseconds that count as in time; `timeout`: those that a request is waited for.
+    pub(super) fn new(shards: usize, within: u64, timeout: u64) -> Self {
+        Self { shards: (0..shards.max(1)).map(|_| Shard::default()).collect(), within, timeout }
     }
 
     fn shard(&self, client: usize) -> &Shard {
@@ -164,7 +173,11 @@ impl Recorder {
 
     /// A request that was begun is over.
     pub(super) fn record(&self, client: usize, clock: &Clock, request: &Request, reply: &Reply) {
-        let latency = micros(request.done.saturating_duration_since(request.due));
+        let mut latency = micros(request.done.saturating_duration_since(request.due));
+        if *reply == Reply::TimedOut {
+            // A server may give up before the harness does; the answer would have taken longer than either.
+            latency = latency.max(self.timeout);
+        }
         let sent = request.sent.unwrap_or(request.done);
         let spent = Spent {
             latency,
@@ -187,10 +200,15 @@ impl Recorder {
                 part.latency.record(latency);
                 let (first, last) = kept.answers.unwrap_or((request.done, request.done));
                 kept.answers = Some((first.min(request.done), last.max(request.done)));
+                kept.seconds.entry(clock.second(request.done)).or_default().came += 1;
+            }
+            Reply::TimedOut => {
+                in_second.counts.timed_out += 1;
+                in_second.latency.record(latency.clamp(1, HOUR)).expect("a histogram grows to an hour");
+                kept.rounds.entry(round).or_default().latency.record(latency);
             }
             Reply::Refused(_) => in_second.counts.refused += 1,
             Reply::Failed(_) => in_second.counts.failed += 1,
-            Reply::TimedOut => in_second.counts.timed_out += 1,
             Reply::Broken(_) => in_second.counts.broken += 1,
         }
     }

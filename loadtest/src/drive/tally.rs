@@ -9,7 +9,7 @@ const OTHERS: &str = "others";
 /// Microseconds of a request.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Spent {
-    /// From due to done.
+    /// From due to done; of a request that timed out at least the timeout.
     pub(super) latency: u64,
     /// From due to sent; absent where it was never sent, or due when it was sent.
     pub(super) delay: Option<u64>,
@@ -40,7 +40,10 @@ impl Tally {
                 self.counts.failed += 1;
                 self.cause(cause, 1);
             }
-            Reply::TimedOut => self.counts.timed_out += 1,
+            Reply::TimedOut => {
+                self.counts.timed_out += 1;
+                self.latency.record(spent.latency);
+            }
             Reply::Broken(_) => self.counts.broken += 1,
         }
     }
@@ -162,7 +165,7 @@ mod tests {
         assert!(tally.counts.whole(), "{:?}", tally.counts);
         assert_eq!((tally.counts.answered, tally.in_time, tally.images), (2, 1, 3));
         assert_eq!((tally.labelled, tally.correct, tally.changed), (2, 1, 1));
-        assert_eq!((tally.latency.len(), tally.service.len(), tally.delay.len(), tally.refusal.len()), (2, 2, 5, 1));
+        assert_eq!((tally.latency.len(), tally.service.len(), tally.delay.len(), tally.refusal.len()), (3, 2, 5, 1));
         assert_eq!(tally.blocks.into_iter().collect::<Vec<_>>(), [(3, 1), (6, 1)]);
         // The mean of 3 and 6, rounded.
         assert_eq!(tally.by_blocks.keys().collect::<Vec<_>>(), [&5]);

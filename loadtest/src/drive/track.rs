@@ -139,7 +139,10 @@ impl Series {
         for (at, instants) in seconds {
             match self.settled.binary_search_by_key(at, |second| second.at) {
                 // Nothing should come so late; if it does it still counts.
-                Ok(known) => self.settled[known].counts.add(&instants.counts()),
+                Ok(known) => {
+                    self.settled[known].counts.add(&instants.counts());
+                    self.settled[known].came += instants.came();
+                }
                 Err(before) if before < self.settled.len() => self.settled.insert(before, instants.second(*at)),
                 Err(_) => self.open.entry(*at).or_default().add(instants),
             }

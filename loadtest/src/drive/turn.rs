@@ -7,6 +7,9 @@
 //! end would lose or gain a part of a request for each client and turn. The turn's seconds are the mean over its clients.
 //! Clients that think begin at random points of a pause.
 //!
+//! Requests that are broken on purpose go to clients of their own, [`VANDALS`] at a time at most, so that honest ones are at
+//! full pace beside them; where all of those are busy, fewer are broken.
+//!
 //! Open loop: all requests that were due in the turn count. Its seconds are its length, or from the first answer to the
 //! last where that is longer: a server that cannot keep up is not credited with what it answers after the turn.
 
@@ -15,7 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rand::RngExt;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
@@ -30,6 +33,10 @@ use crate::target::{Caller, Target};
 
 /// A client whose request failed waits so long at least, so that a server that is gone is not stormed.
 const AFTER_FAILURE: Duration = Duration::from_millis(10);
+/// Where the pacer of an open load counts what it sends on its way.
+const PACER: usize = 0;
+/// Requests that are broken at once.
+const VANDALS: usize = 128;
 /// From the start of a turn's tasks to its first request.
 const LEAD: Duration = Duration::from_millis(2);
 
@@ -124,7 +131,8 @@ impl<C: Caller> Turn<C> {
             Pressure::Closed { clients, .. } => clients,
             Pressure::Open { connections, .. } => connections,
         };
-        pool.grow(count, target);
+        let vandals = if deck.breaks() { VANDALS } else { 0 };
+        pool.grow(count + vandals, target);
         let clock = Clock { zero, start: Instant::now() + LEAD, length, first, rounds: rounds.max(1) };
         let shared = Arc::new(Shared {
             arm: pool.arm,
@@ -136,20 +144,26 @@ impl<C: Caller> Turn<C> {
         });
         let mut turn =
             Self { clock, shared, clients: JoinSet::new(), line: None, pacer: None, halted: None, count, own: 0.0 };
+        let (sender, receiver) = mpsc::channel(VANDALS);
+        let receiver = Arc::new(tokio::sync::Mutex::new(receiver));
+        for (number, caller) in take(pool, count, vandals) {
+            turn.clients.spawn(turn.shared.clone().vandalise(number, caller, receiver.clone()));
+        }
         match pressure {
             Pressure::Closed { clients, think } => {
                 let deck = Arc::new(Mutex::new(deck));
                 let mut stagger = generator(seed, Use::Stagger, first);
-                for (number, caller) in take(pool, clients) {
+                for (number, caller) in take(pool, 0, clients) {
                     let begin = clock.start + think.mul_f64(stagger.random());
-                    turn.clients.spawn(turn.shared.clone().ask(number, caller, deck.clone(), begin, think));
+                    let (deck, sender) = (deck.clone(), sender.clone());
+                    turn.clients.spawn(turn.shared.clone().ask(number, caller, (deck, sender), begin, think));
                 }
             }
             Pressure::Open { rate, arrivals, connections } => {
                 let order: Vec<usize> = pool.order.iter().copied().filter(|number| *number < connections).collect();
                 let line = Arc::new(Line::new(order, timeout));
-                for (number, caller) in take(pool, connections) {
-                    turn.clients.spawn(turn.shared.clone().serve(number, caller, line.clone()));
+                for (number, caller) in take(pool, 0, connections) {
+                    turn.clients.spawn(turn.shared.clone().serve(number, caller, line.clone(), sender.clone()));
                 }
                 let dues = Dues::new(arrivals, rate, length, seed, first);
                 let (shared, to) = (turn.shared.clone(), line.clone());
@@ -203,10 +217,14 @@ impl<C: Caller> Turn<C> {
     }
 }
 
-/// The first clients of a pool, to be given back.
-fn take<C>(pool: &mut Pool<C>, count: usize) -> impl Iterator<Item = (usize, C)> + '_ {
-    pool.callers.iter_mut().take(count).enumerate().filter_map(|(number, caller)| Some((number, caller.take()?)))
+/// Some clients of a pool, to be given back.
+fn take<C>(pool: &mut Pool<C>, first: usize, count: usize) -> impl Iterator<Item = (usize, C)> + '_ {
+    let callers = pool.callers.iter_mut().enumerate().skip(first).take(count);
+    callers.filter_map(|(number, caller)| Some((number, caller.take()?)))
 }
+
+/// A request to break, and since when.
+type Breakage = (Payload, Instant);
 
 /// A panic of a task is a panic of the run.
 fn resume<R>(result: Result<R, tokio::task::JoinError>) -> R {
@@ -229,7 +247,7 @@ impl Shared {
         self: Arc<Self>,
         number: usize,
         mut caller: C,
-        deck: Arc<Mutex<Deck>>,
+        (deck, vandals): (Arc<Mutex<Deck>>, mpsc::Sender<Breakage>),
         begin: Instant,
         think: Duration,
     ) -> Done<C> {
@@ -238,8 +256,14 @@ impl Shared {
         let mut stopped = self.pause(begin.min(end)).await;
         while !stopped && !self.halted() && Instant::now() < end {
             let load = deck.lock().unwrap_or_else(PoisonError::into_inner).draw();
-            self.recorder.begin(number, 1);
             let sent = Instant::now();
+            if matches!(load, Payload::Broken { .. }) {
+                // All vandals are busy: this one is not broken.
+                let _ = vandals.try_send((load, sent));
+                tokio::task::consume_budget().await;
+                continue;
+            }
+            self.recorder.begin(number, 1);
             let (reply, done) = self.send(&mut caller, load, sent + self.timeout).await;
             self.recorder.record(number, &self.clock, &Request { load, due: sent, sent: Some(sent), done }, &reply);
             let pause = if matches!(reply, Reply::Failed(_)) { think.max(AFTER_FAILURE) } else { think };
@@ -256,10 +280,22 @@ impl Shared {
     }
 
     /// A client of an open loop.
-    async fn serve<C: Caller>(self: Arc<Self>, number: usize, mut caller: C, line: Arc<Line>) -> Done<C> {
+    async fn serve<C: Caller>(
+        self: Arc<Self>,
+        number: usize,
+        mut caller: C,
+        line: Arc<Line>,
+        vandals: mpsc::Sender<Breakage>,
+    ) -> Done<C> {
         while let Some(Due { at: due, load }) = line.next(number).await {
             if self.halted() {
-                self.recorder.give_up(number, 1);
+                self.recorder.give_up(PACER, 1);
+                continue;
+            }
+            if matches!(load, Payload::Broken { .. }) {
+                // Counted when a vandal takes it.
+                self.recorder.give_up(PACER, 1);
+                let _ = vandals.try_send((load, due));
                 continue;
             }
             let sent = Instant::now();
@@ -276,16 +312,37 @@ impl Shared {
         Done { number, caller, own: 0.0 }
     }
 
+    /// A client that breaks requests, until nobody is left who has any.
+    async fn vandalise<C: Caller>(
+        self: Arc<Self>,
+        number: usize,
+        mut caller: C,
+        breakages: Arc<tokio::sync::Mutex<mpsc::Receiver<Breakage>>>,
+    ) -> Done<C> {
+        loop {
+            let next = breakages.lock().await.recv().await;
+            let Some((load, due)) = next else { break };
+            if self.halted() {
+                continue;
+            }
+            self.recorder.begin(number, 1);
+            let sent = Instant::now();
+            let (reply, done) = self.send(&mut caller, load, sent + self.timeout).await;
+            self.recorder.record(number, &self.clock, &Request { load, due, sent: Some(sent), done }, &reply);
+        }
+        Done { number, caller, own: 0.0 }
+    }
+
     /// What paces an open loop, on a thread of its own.
     fn pace(&self, dues: Dues, mut deck: Deck, line: &Line) {
         let mut overdue = Vec::new();
         pace(dues, self.clock.start.into_std(), &self.halt, |batch| {
-            self.recorder.begin(0, batch.len() as u64);
+            self.recorder.begin(PACER, batch.len() as u64);
             let now = Instant::now();
             line.give(batch.iter().map(|at| Due { at: Instant::from_std(*at), load: deck.draw() }), now, &mut overdue);
             for Due { at: due, load } in overdue.drain(..) {
                 let request = Request { load, due, sent: None, done: now };
-                self.recorder.record(0, &self.clock, &request, &Reply::TimedOut);
+                self.recorder.record(PACER, &self.clock, &request, &Reply::TimedOut);
             }
         });
         line.close();

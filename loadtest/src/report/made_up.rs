@@ -165,9 +165,10 @@ fn arm(random: &mut ChaCha8Rng, at: u64, name: &str) -> ArmReport {
         let (p50, p95, p99) = (round.quantile(0.5), round.quantile(0.95), round.quantile(0.99));
         let throughput = counts.answered as f64;
         arm.rounds.push(Round { at: start as f64, seconds: 1.0, throughput, answered: counts.answered, p50, p95, p99 });
-        arm.series.push(Second { at: start, counts, p50, p99 });
+        arm.series.push(Second { at: start, counts, came: counts.answered, p50, p99 });
         arm.counts.add(&counts);
     }
+    arm.quantiles = Quantiles::from(&arm.latency);
     arm.in_time = arm.counts.answered;
     arm.seconds = TURNS as f64;
     arm.throughput = arm.images as f64 / arm.seconds;
@@ -196,6 +197,7 @@ fn nothing(name: &str) -> ArmReport {
         goodput: 0.0,
         peak: None,
         latency: Latencies::default(),
+        quantiles: Quantiles::default(),
         service: Latencies::default(),
         delay: Latencies::default(),
         refusal: Latencies::default(),

@@ -55,7 +55,8 @@ pub struct Machine {
     pub system: String,
 }
 
-/// What an arm came to. Of a ramp: over all rates that it held, so counts are whole but latencies say little.
+/// What an arm came to. Of a ramp: at the highest rate that it held, or at the lowest that it tried where it held none; its
+/// rounds and its series are those of all rates.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ArmReport {
     pub name: String,
@@ -72,8 +73,11 @@ pub struct ArmReport {
     pub goodput: f64,
     /// Overload: requests answered in a second by the closed load before.
     pub peak: Option<f64>,
-    /// Microseconds, from due to answered.
+    /// Microseconds, from due to answered. A request that timed out counts with the timeout, so that an objective is not
+    /// met by leaving requests unanswered.
     pub latency: Latencies,
+    /// Of `latency`.
+    pub quantiles: Quantiles,
     /// From sent to answered.
     pub service: Latencies,
     /// From due to sent.
@@ -98,6 +102,25 @@ pub struct ArmReport {
     pub series: Vec<Second>,
 }
 
+/// Milliseconds below which so many percent of the latencies lie.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Quantiles {
+    pub p50: f64,
+    pub p90: f64,
+    pub p95: f64,
+    pub p99: f64,
+    pub p999: f64,
+    pub max: f64,
+    pub mean: f64,
+}
+
+impl From<&Latencies> for Quantiles {
+    fn from(of: &Latencies) -> Self {
+        let [p50, p90, p95, p99, p999] = [0.5, 0.9, 0.95, 0.99, 0.999].map(|at| of.quantile(at));
+        Self { p50, p90, p95, p99, p999, max: of.max(), mean: of.mean() }
+    }
+}
+
 /// One turn of an arm.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Round {
@@ -106,6 +129,7 @@ pub struct Round {
     pub seconds: f64,
     /// Images answered in a second.
     pub throughput: f64,
+    /// Requests that the latencies count: answered, or timed out.
     pub answered: u64,
     /// Milliseconds.
     pub p50: f64,
@@ -119,6 +143,8 @@ pub struct Second {
     /// Whole seconds since the start.
     pub at: u64,
     pub counts: Counts,
+    /// Answers that came in it, whenever they were due.
+    pub came: u64,
     /// Milliseconds; 0 where none was answered.
     pub p50: f64,
     pub p99: f64,

@@ -24,7 +24,8 @@ pub fn text(report: &Report, width: u16) -> String {
     if let Some(ramp) = &report.ramp {
         text += "\n";
         text += &lines(&steps(report, ramp, width));
-        text += &best(report, ramp, width);
+        text += &wrap(&tame(&best(report, ramp)), width, 2);
+        text += &wrap(OF_A_RAMP, width, 2);
     }
     let causes = causes(&report.arms, width);
     if !causes.is_empty() {
@@ -102,7 +103,8 @@ pub(super) fn absent() -> String {
 
 /// The share of answers that were in time.
 pub(super) fn in_time(arm: &ArmReport) -> Option<String> {
-    (arm.counts.answered > 0).then(|| share(arm.in_time as f64 / arm.counts.answered as f64))
+    let sent = arm.counts.sent - arm.counts.broken.min(arm.counts.sent);
+    (sent > 0).then(|| share(arm.in_time as f64 / sent as f64))
 }
 
 /// Goodput to what the closed load before reached.
@@ -134,20 +136,24 @@ fn steps(report: &Report, ramp: &Ramp, width: u16) -> Table {
     table
 }
 
+/// What the other tables are of.
+pub(super) const OF_A_RAMP: &str =
+    "All else that is told of an arm is of that rate, or of the lowest that was tried where none was held.";
+
 /// The highest rates, in a sentence.
-fn best(report: &Report, ramp: &Ramp, width: u16) -> String {
+pub(super) fn best(report: &Report, ramp: &Ramp) -> String {
     let within = report.plan.slo.map_or_else(|| "the objective".to_owned(), |slo| slo.to_string());
     let rates = report.arms.iter().zip(&ramp.best).map(|(arm, best)| match best {
-        Some(rate) => format!("{} {}", tame(&arm.name), plain(*rate)),
-        None => format!("{} none", tame(&arm.name)),
+        Some(rate) => format!("{} {}", arm.name, plain(*rate)),
+        None => format!("{} none", arm.name),
     });
     let mut sentence = format!("Highest rate within {within}, requests/s: {}", rates.collect::<Vec<_>>().join(", "));
     for of in &report.ratios {
         if let Some(capacity) = of.capacity {
-            sentence += &format!("; {} {} times the baseline", tame(&report.arms[of.arm].name), ratio(capacity));
+            sentence += &format!("; {} {} times the baseline", report.arms[of.arm].name, ratio(capacity));
         }
     }
-    wrap(&sentence, width, 2)
+    sentence
 }
 
 fn causes(arms: &[ArmReport], width: u16) -> Table {

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use bytes::{Buf, Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use hyper::client::conn::http2;
+use hyper::client::conn::{TrySendError, http2};
 use hyper::{HeaderMap, Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::sync::mpsc;
@@ -63,8 +63,8 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// Calls the method that `request` names with a message and waits for the answer's message. On a connection that was
-    /// open already and that the server closed without answering, it is sent once more over a new one.
+    /// Calls the method that `request` names with a message and waits for the answer's message. Where the connection is
+    /// found closed before anything is sent, a new one is opened; what was sent is never sent again.
     pub(super) async fn call(
         &mut self,
         addresses: &[SocketAddr],
@@ -72,7 +72,7 @@ impl Client {
     ) -> Result<Bytes, Problem> {
         let kept = self.connect(addresses).await?;
         match self.unary(request().map(Outgoing::Whole)).await {
-            Err(Lost::Unanswered(_)) if kept && self.closed() => {}
+            Err(Lost::Unsent(_)) if kept && self.closed() => {}
             done => return Ok(done?),
         }
         self.connect(addresses).await?;
@@ -80,8 +80,8 @@ impl Client {
     }
 
     /// Sends a message on the client's stream, which is opened by what `request` says, and waits for the message that
-    /// answers it. A stream that was open already and that ended well, or with its connection, is opened once more. A
-    /// future that is dropped, and an error, take the stream along.
+    /// answers it. A stream that has ended before it takes the message is opened once more. A future that is dropped, and an
+    /// error, take the stream along.
     pub(super) async fn stream(
         &mut self,
         addresses: &[SocketAddr],
@@ -93,14 +93,14 @@ impl Client {
                     self.stream = Some(stream);
                     return Ok(message);
                 }
-                Err(Lost::Unanswered(_)) => {}
+                Err(Lost::Unsent(_)) => {}
                 Err(Lost::Within(problem)) => return Err(problem),
             }
         }
         let kept = self.connect(addresses).await?;
         let (answered, stream) = self.fresh(request()).await;
         let (answered, stream) = match answered {
-            Err(Lost::Unanswered(_)) if kept && self.closed() => {
+            Err(Lost::Unsent(_)) if kept && self.closed() => {
                 self.connect(addresses).await?;
                 self.fresh(request()).await
             }
@@ -115,7 +115,7 @@ impl Client {
         let (head, message) = request.into_parts();
         let Some(mut stream) = self.open(Request::from_parts(head, ())) else {
             let problem = Problem::failed("connect", "the connection is gone");
-            return (Err(Lost::Unanswered(problem)), None);
+            return (Err(Lost::Unsent(problem)), None);
         };
         (stream.ask(message).await, Some(stream))
     }
@@ -146,9 +146,9 @@ impl Client {
 
     async fn unary(&mut self, request: Request<Outgoing>) -> Result<Bytes, Lost> {
         let Some(sender) = &mut self.sender else {
-            return Err(Lost::Unanswered(Problem::failed("connect", "the connection is gone")));
+            return Err(Lost::Unsent(Problem::failed("connect", "the connection is gone")));
         };
-        let response = sender.send_request(request).await.map_err(|error| Lost::Unanswered(broken(&error)))?;
+        let response = sender.try_send_request(request).await.map_err(lost)?;
         let within = async {
             let mut messages = Messages::of(response)?;
             let Some(message) = messages.next().await? else {
@@ -165,13 +165,15 @@ impl Client {
     fn open(&mut self, request: Request<()>) -> Option<Stream> {
         let (feed, messages) = mpsc::channel(1);
         let request = request.map(|()| Outgoing::Stream { messages, now: Pieces::default() });
-        let answer = self.sender.as_mut()?.send_request(request);
+        let answer = self.sender.as_mut()?.try_send_request(request);
         Some(Stream { feed, answers: Answers::Due(Box::pin(answer)) })
     }
 }
 
-fn broken(error: &hyper::Error) -> Problem {
-    Problem::failed("connection closed", sentence(error))
+/// hyper gives the request back where it sent nothing of it.
+fn lost(mut failed: TrySendError<Request<Outgoing>>) -> Lost {
+    let problem = Problem::failed("connection closed", sentence(failed.error()));
+    if failed.take_message().is_some() { Lost::Unsent(problem) } else { Lost::Within(problem) }
 }
 
 struct Stream {
@@ -179,19 +181,22 @@ struct Stream {
     answers: Answers,
 }
 
+/// The head of an answer, or the request back.
+type Head = Result<Response<Incoming>, TrySendError<Request<Outgoing>>>;
+
 enum Answers {
     /// The head of the answer is not here yet.
-    Due(Pin<Box<dyn Future<Output = hyper::Result<Response<Incoming>>> + Send>>),
+    Due(Pin<Box<dyn Future<Output = Head> + Send>>),
     Open(Messages),
 }
 
 impl Stream {
     async fn ask(&mut self, message: Pieces) -> Result<Bytes, Lost> {
         if self.feed.try_send(message).is_err() {
-            return Err(Lost::Unanswered(Problem::failed("stream ended", "the stream takes no more messages")));
+            return Err(Lost::Unsent(Problem::failed("stream ended", "the stream takes no more messages")));
         }
         if let Answers::Due(answer) = &mut self.answers {
-            let response = answer.await.map_err(|error| Lost::Unanswered(broken(&error)))?;
+            let response = answer.await.map_err(lost)?;
             self.answers = Answers::Open(Messages::of(response).map_err(Lost::Within)?);
         }
         let Answers::Open(messages) = &mut self.answers else {
@@ -199,8 +204,7 @@ impl Stream {
         };
         match messages.next().await {
             Ok(Some(message)) => Ok(message),
-            Ok(None) => Err(Lost::Unanswered(Problem::failed("stream ended", "the stream ended before the answer"))),
-            Err(problem) if messages.cut => Err(Lost::Unanswered(problem)),
+            Ok(None) => Err(Lost::Within(Problem::failed("stream ended", "the stream ended before the answer"))),
             Err(problem) => Err(Lost::Within(problem)),
         }
     }
@@ -210,8 +214,6 @@ impl Stream {
 struct Messages {
     body: Incoming,
     rest: BytesMut,
-    /// The body broke off between messages.
-    cut: bool,
 }
 
 impl Messages {
@@ -227,7 +229,7 @@ impl Messages {
         if head.status != StatusCode::OK {
             return Err(Problem::http(head.status, b"HTTP without a gRPC status"));
         }
-        Ok(Self { body, rest: BytesMut::new(), cut: false })
+        Ok(Self { body, rest: BytesMut::new() })
     }
 
     /// The next message; `None` at an end that is well.
@@ -241,10 +243,7 @@ impl Messages {
             };
             let frame = match frame {
                 Ok(frame) => frame,
-                Err(error) => {
-                    self.cut = self.rest.is_empty();
-                    return Err(Problem::failed("answer cut off", sentence(&error)));
-                }
+                Err(error) => return Err(Problem::failed("answer cut off", sentence(&error))),
             };
             match frame.into_data() {
                 Ok(data) => self.rest.extend_from_slice(&data),

@@ -4,9 +4,7 @@ use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
+use std::task::Poll;
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
@@ -14,7 +12,6 @@ use hyper::body::{Body, Incoming};
 use hyper::client::conn::http1;
 use hyper::{HeaderMap, Request, StatusCode};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::outcome::Problem;
@@ -33,15 +30,15 @@ pub(super) struct Answer {
 
 /// Why a request has no answer.
 pub(super) enum Lost {
-    /// The connection ended before a byte of the answer came.
-    Unanswered(Problem),
+    /// Nothing of the request was sent: the connection had ended before.
+    Unsent(Problem),
     Within(Problem),
 }
 
 impl From<Lost> for Problem {
     fn from(lost: Lost) -> Self {
         match lost {
-            Lost::Unanswered(problem) | Lost::Within(problem) => problem,
+            Lost::Unsent(problem) | Lost::Within(problem) => problem,
         }
     }
 }
@@ -53,9 +50,9 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// Sends a request and waits for the whole answer. On a connection kept from the last request that the server closed
-    /// without answering a byte, it is sent once more over a new one, as all HTTP clients do. The connection is kept
-    /// afterwards, if the server lets it and it is not to be `single`. A future that is dropped takes the connection along.
+    /// Sends a request and waits for the whole answer. Where the connection kept from the last request is found closed
+    /// before anything is sent, a new one is opened; what was sent is never sent again. The connection is kept afterwards,
+    /// if the server lets it and it is not to be `single`. A future that is dropped takes the connection along.
     pub(super) async fn ask(
         &mut self,
         addresses: &[SocketAddr],
@@ -68,7 +65,7 @@ impl Client {
                     self.connection = Some(kept);
                     return Ok(answer);
                 }
-                Err(Lost::Unanswered(_)) => {}
+                Err(Lost::Unsent(_)) => {}
                 Err(Lost::Within(problem)) => return Err(problem),
             }
         }
@@ -95,32 +92,28 @@ pub(super) async fn connect(addresses: &[SocketAddr]) -> Result<TcpStream, Probl
 struct Connection {
     sender: http1::SendRequest<Pieces>,
     /// Polled by the request under way, so that no other task has to be woken for it; absent once it has ended.
-    driver: Option<http1::Connection<TokioIo<Watched>, Pieces>>,
-    came: Arc<AtomicBool>,
+    driver: Option<http1::Connection<TokioIo<TcpStream>, Pieces>>,
 }
 
 impl Connection {
     async fn open(addresses: &[SocketAddr]) -> Result<Self, Problem> {
-        let came = Arc::new(AtomicBool::new(false));
-        let stream = Watched { stream: connect(addresses).await?, came: Arc::clone(&came) };
-        let opened = http1::handshake(TokioIo::new(stream)).await;
+        let opened = http1::handshake(TokioIo::new(connect(addresses).await?)).await;
         let (sender, driver) = opened.map_err(|error| Problem::failed("connect", error.to_string()))?;
-        Ok(Self { sender, driver: Some(driver), came })
+        Ok(Self { sender, driver: Some(driver) })
     }
 
     async fn ask(&mut self, request: Request<Pieces>) -> Result<Answer, Lost> {
-        let Self { sender, driver, came } = self;
-        came.store(false, Ordering::Relaxed);
-        let lost = |error: hyper::Error| {
-            if error.is_parse() {
-                return Lost::Within(Problem::failed("no HTTP", sentence(&error)));
-            }
-            let problem = Problem::failed("connection closed", sentence(&error));
-            if came.load(Ordering::Relaxed) { Lost::Within(problem) } else { Lost::Unanswered(problem) }
+        let Self { sender, driver } = self;
+        let problem = |error: &hyper::Error| {
+            Problem::failed(if error.is_parse() { "no HTTP" } else { "connection closed" }, sentence(error))
         };
         let asked = async {
-            sender.ready().await.map_err(lost)?;
-            let response = sender.send_request(request).await.map_err(lost)?;
+            sender.ready().await.map_err(|error| Lost::Unsent(problem(&error)))?;
+            let response = sender.try_send_request(request).await.map_err(|mut failed| {
+                let problem = problem(failed.error());
+                // hyper gives the request back where it sent nothing of it.
+                if failed.take_message().is_some() { Lost::Unsent(problem) } else { Lost::Within(problem) }
+            })?;
             let (head, body) = response.into_parts();
             let body = collect(body).await.map_err(Lost::Within)?;
             Ok(Answer { status: head.status, headers: head.headers, body })
@@ -167,47 +160,4 @@ async fn collect(mut body: Incoming) -> Result<Bytes, Problem> {
         whole.extend_from_slice(&data);
     }
     Ok(whole.freeze())
-}
-
-/// A connection that tells whether anything came.
-struct Watched {
-    stream: TcpStream,
-    came: Arc<AtomicBool>,
-}
-
-impl AsyncRead for Watched {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = to.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(context, to);
-        if to.filled().len() > before {
-            self.came.store(true, Ordering::Relaxed);
-        }
-        read
-    }
-}
-
-impl AsyncWrite for Watched {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, from)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        from: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, from)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
-    }
 }

@@ -4,8 +4,8 @@
 //! HTTP/2 connection; with a streaming protocol each has a stream of its own, with one message under way. All connections
 //! send at once (`TCP_NODELAY`).
 //!
-//! A kept connection that the server has closed meanwhile, without a byte of an answer, is replaced and the request sent
-//! once more: servers close idle connections, and every HTTP client does this. Anything else that goes wrong is counted.
+//! A kept connection that turns out to be closed before anything is sent is replaced: servers close idle ones. Nothing that
+//! was sent is sent again, so a server that loses requests is found out.
 //!
 //! A call has no time limit of its own: who waits drops it. The connection (of gRPC: the stream) goes with it.
 

@@ -175,7 +175,9 @@ impl Tensor {
     fn row(&self, image: usize, count: usize) -> Result<&[f64], Problem> {
         let Self { name, shape, values, .. } = self;
         let each = values.len() / count;
-        let batched = count == 1 || shape.first().is_some_and(|size| usize::try_from(*size) == Ok(count));
+        // Of one image the batch may be left out.
+        let batched =
+            count == 1 && shape.len() <= 1 || shape.first().is_some_and(|size| usize::try_from(*size) == Ok(count));
         if each == 0 || each * count != values.len() || !batched {
             let found = values.len();
             return Err(Problem::wrong_answer(format!(

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::super::terminal::{OF_A_RAMP, best};
 use super::super::{Interval, Ramp, Report};
 use super::series;
 use crate::latencies::Latencies;
@@ -42,13 +43,20 @@ pub(super) fn figures(report: &Report) -> Vec<Figure> {
         (
             "cdf",
             "Latency",
-            "The share of requests that were answered within a time, counted from when each was due.".to_owned(),
+            "The share of requests that were answered within a time, counted from when each was due; one that timed out \
+             counts with the timeout."
+                .to_owned(),
             cdf(report),
         ),
         (
             "ramp",
             "Throughput against latency",
-            format!("{quantile} latency at the rate that was reached; filled where the objective was met."),
+            report.ramp.as_ref().map_or_else(String::new, |ramp| {
+                format!(
+                    "{quantile} latency at the rate that was reached; filled where the objective was met. {}. {OF_A_RAMP}",
+                    best(report, ramp)
+                )
+            }),
             report.ramp.as_ref().and_then(|ramp| steps(ramp, quantile)),
         ),
         ("blocks", "Blocks kept", "The share of images by how many residual blocks ran.".to_owned(), blocks(report)),

@@ -197,7 +197,7 @@
         const moment = `%{x:.6~r} ${word}`;
         const line = (key, more) => ({
           type: "scatter", mode: markers ? "lines+markers" : "lines", x, y: of[key], legendgroup: arm, showlegend: false,
-          marker: { size: 4, color: colour(arm) }, connectgaps: true, ...more,
+          marker: { size: 4, color: colour(arm) }, connectgaps: key === "rate", ...more,
         });
         traces.push(line("rate", {
           name: name(arm), showlegend: true, line: { color: colour(arm), width: 2 },

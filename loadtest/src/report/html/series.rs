@@ -19,6 +19,9 @@ pub(super) struct Series {
 struct Bin {
     /// Under load, seconds.
     loaded: f64,
+    /// When they came.
+    came: u64,
+    /// When they were due, those that timed out included.
     answered: u64,
     refused: u64,
     failed: u64,
@@ -43,7 +46,7 @@ pub(super) fn of(report: &Report) -> Option<Series> {
         json!({
             "arm": at,
             "at": bins.iter().map(|(at, _)| at).collect::<Vec<_>>(),
-            "rate": column(|bin| (bin.loaded > 0.1).then(|| bin.answered as f64 / bin.loaded)),
+            "rate": column(|bin| (bin.loaded > 0.1).then(|| bin.came as f64 / bin.loaded)),
             "p50": column(|bin| (bin.answered > 0).then(|| bin.p50 / bin.answered as f64)),
             "p99": column(|bin| (bin.answered > 0).then_some(bin.p99)),
             "refused": column(|bin| Some(bin.refused as f64)),
@@ -64,19 +67,23 @@ fn bins(arm: &ArmReport, first: u64, bin: u64) -> Vec<(u64, Bin)> {
         }
         let Some((_, bin)) = bins.last_mut() else { continue };
         bin.loaded += loaded;
-        bin.answered += second.counts.answered;
+        bin.came += second.came;
+        bin.answered += second.counts.answered + second.counts.timed_out;
         bin.refused += second.counts.refused;
         bin.failed += second.counts.failed;
         bin.timed_out += second.counts.timed_out;
-        bin.p50 += second.p50 * second.counts.answered as f64;
+        bin.p50 += second.p50 * (second.counts.answered + second.counts.timed_out) as f64;
         bin.p99 = bin.p99.max(second.p99);
     }
+    // Answers that came after a turn are no throughput of a second of it.
+    bins.retain(|(_, bin)| bin.loaded > 0.1 || bin.answered + bin.refused + bin.failed > 0);
     bins
 }
 
 /// For each second, how much of it the arm was under load: turns begin and end within seconds, and what was due in half a
 /// second is no fall of the rate. All of it where no turn is known.
 fn loaded(series: &[Second], rounds: &[Round]) -> Vec<f64> {
+    let known = !rounds.is_empty();
     let mut rounds = rounds.iter().peekable();
     let within = |round: &Round, at: f64| ((round.at + round.seconds).min(at + 1.0) - round.at.max(at)).max(0.0);
     let mut parts = Vec::with_capacity(series.len());
@@ -84,7 +91,7 @@ fn loaded(series: &[Second], rounds: &[Round]) -> Vec<f64> {
         let at = second.at as f64;
         while rounds.next_if(|round| round.at + round.seconds <= at).is_some() {}
         let part: f64 = rounds.clone().take_while(|round| round.at < at + 1.0).map(|round| within(round, at)).sum();
-        parts.push(if part > 0.0 { part.min(1.0) } else { 1.0 });
+        parts.push(if part > 0.0 || known { part.min(1.0) } else { 1.0 });
     }
     parts
 }
@@ -97,7 +104,7 @@ mod tests {
 
     fn second(at: u64, answered: u64, failed: u64) -> Second {
         let counts = Counts { sent: answered + failed, answered, failed, ..Counts::default() };
-        Second { at, counts, p50: 2.0, p99: at as f64 }
+        Second { at, counts, came: answered, p50: 2.0, p99: at as f64 }
     }
 
     fn round(at: f64, seconds: f64) -> Round {
