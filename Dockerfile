@@ -53,6 +53,7 @@ ENV ORT_DYLIB_PATH=/opt/onnxruntime/libonnxruntime.so \
 # HTTP and gRPC. The admin listener stays inside the container unless BLOCKDROP_ADMIN_ADDR says otherwise.
 EXPOSE 8080 9000
 USER 65532:65532
+HEALTHCHECK --interval=10s --timeout=5s --start-period=2m CMD ["/usr/local/bin/blockdrop", "healthcheck"]
 ENTRYPOINT ["/usr/local/bin/blockdrop"]
 CMD ["serve"]
 
@@ -73,5 +74,6 @@ ENV ORT_DYLIB_PATH=/opt/onnxruntime/libonnxruntime.so \
     BLOCKDROP_PROVIDER=cuda
 EXPOSE 8080 9000
 USER 65532:65532
+HEALTHCHECK --interval=10s --timeout=5s --start-period=2m CMD ["/usr/local/bin/blockdrop", "healthcheck"]
 ENTRYPOINT ["/usr/local/bin/blockdrop"]
 CMD ["serve"]

@@ -299,13 +299,14 @@ fn wrong_paths_and_budgets_are_named_as_flags() {
 }
 
 /// For each option that is checked: a wrong value, and what the message says was expected.
-const WRONG: [(&str, &str, &str); 15] = [
+const WRONG: [(&str, &str, &str); 16] = [
     ("--http-addr", "localhost", "an IP address and a port"),
     ("--admin-addr", "8081", "an IP address and a port"),
     ("--provider", "gpu", "cpu, cuda or cuda:N"),
     ("--workers", "0", "1 to 1024 threads"),
     ("--max-batch", "513", "1 to 512 images"),
     ("--max-queue", "none", "1 to 1000000 images"),
+    ("--shadow-rate", "1.5", "a share from 0 to 1"),
     ("--path-cache-bytes", "1GiB", "a number of bytes from 0"),
     ("--warm-up", "2days", "a time from 0s to 1day"),
     ("--max-images", "-1", "1 to 4096 images"),
@@ -365,7 +366,7 @@ fn everything_wrong_is_reported_at_once() {
 #[test]
 fn every_flag_has_its_name_in_the_environment_and_in_the_help() {
     let mut flags = HashSet::new();
-    for command in ["serve", "classify", "inspect", "evaluate", "bench"] {
+    for command in ["serve", "classify", "inspect", "evaluate", "bench", "healthcheck"] {
         let help = run([command, "--help"]);
         assert_eq!((help.code, help.err.as_str()), (Some(0), ""));
         // From a line that begins with a flag to the next one is its help.
@@ -528,4 +529,42 @@ fn nothing_is_left_in_the_home_directory() {
     assert!(output.status.success(), "{output:?}");
     let left: Vec<_> = fs::read_dir(home.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(left.is_empty(), "ONNX Runtime's telemetry: {left:?}");
+}
+
+fn health(flags: &[&str]) -> Ended {
+    run(["healthcheck"].iter().chain(flags))
+}
+
+#[tokio::test]
+async fn healthcheck_says_how_a_server_is() {
+    let models = models("net", &Net::tiny(5));
+    let server = Server::start(models.path(), &[]);
+    let port = server.admin.port();
+    for address in [format!("127.0.0.1:{port}"), format!("0.0.0.0:{port}")] {
+        for (flags, said) in [(&[][..], "readyz: ready"), (&["--live"], "livez: alive")] {
+            let found = health(&[&["--admin-addr", &address], flags].concat());
+            assert_eq!((found.code, found.err.as_str()), (Some(0), ""), "{found:?}");
+            assert_eq!(found.out, format!("http://127.0.0.1:{port}/{said}\n"));
+        }
+    }
+    // As a container has it: by the variables of the server.
+    let by_env = [("BLOCKDROP_ADMIN_ADDR", format!("0.0.0.0:{port}")), ("BLOCKDROP_LOG_FORMAT", "json".to_owned())];
+    let found = Ended::of(blockdrop().arg("healthcheck").envs(by_env).output().unwrap());
+    assert_eq!((found.code, found.out), (Some(0), format!("http://127.0.0.1:{port}/readyz: ready\n")));
+    // Another listener that answers is not the admin one.
+    let found = health(&["--admin-addr", &server.http.to_string()]);
+    found.failed(1, &["/readyz: found status 404, expected 200"]);
+}
+
+#[test]
+fn healthcheck_fails_in_one_sentence_where_no_server_answers() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    // It takes the connection and says nothing.
+    health(&["--admin-addr", &address, "--timeout", "100ms"]).failed(1, &[&address, "no answer within 100ms"]);
+    drop(listener);
+    health(&["--admin-addr", &address]).failed(1, &[&address, "no answer: "]);
+    let found = health(&["--admin-addr", "127.0.0.1:0", "--timeout", "never"]);
+    assert_eq!((found.code, found.err.lines().count()), (Some(2), 2), "{found:?}");
+    contains(&found.err, &["--admin-addr: found '127.0.0.1:0'", "--timeout: found 'never'"]);
 }

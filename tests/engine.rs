@@ -196,6 +196,28 @@ fn a_mask_that_comes_again_is_compiled_aside() {
 }
 
 #[test]
+fn an_image_that_runs_again_counts_for_nothing() {
+    let net = Net::tiny(3);
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, metrics) = try_engine(net.bundle(dir.path()), Provider::Cpu, 1 << 30).unwrap();
+    let image = &noise(3, 1, 3 * 16 * 16)[0];
+    let (few, full) = (first(&net, 2), Mask::full(net.blocks()));
+    assert!(engine.rerun(&full, image).unwrap().is_none(), "not block by block");
+    engine.compile(&full).unwrap();
+    let bytes = metrics.bytes.get();
+    for mask in [&few, &full, &few] {
+        let logits = engine.rerun(mask, image).unwrap().unwrap();
+        assert_close(&logits, &reference(&net.reference(mask), 16, image), "whatever runs it");
+    }
+    engine.settle(Duration::from_secs(60));
+    assert_eq!(metrics.bytes.get(), bytes, "nothing is compiled for it");
+    engine.compile(&few).unwrap();
+    engine.rerun(&few, image).unwrap().unwrap();
+    assert_eq!((metrics.hits.get(), metrics.misses.get()), (0, 0));
+    assert_eq!(engine.frequent(), Frequent::default(), "no image came");
+}
+
+#[test]
 fn paths_stay_within_their_bytes_and_the_full_net_stays() {
     let net = Net::tiny(3);
     let dir = tempfile::tempdir().unwrap();

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
+use blockdrop::engine::best_class;
 use blockdrop_testkit::Net;
 use common::raw::{ask, post};
 use common::reference::Reference;
@@ -22,7 +23,7 @@ fn written() -> tempfile::TempDir {
 }
 
 /// The names and kinds that apply so far.
-const METRICS: [(&str, &str); 28] = [
+const METRICS: [(&str, &str); 33] = [
     ("blockdrop_requests_total", "counter"),
     ("blockdrop_images_total", "counter"),
     ("blockdrop_rejected_total", "counter"),
@@ -43,6 +44,11 @@ const METRICS: [(&str, &str); 28] = [
     ("blockdrop_path_cache_failures_total", "counter"),
     ("blockdrop_path_cache_hits_total", "counter"),
     ("blockdrop_path_cache_misses_total", "counter"),
+    ("blockdrop_shadow_agree_total", "counter"),
+    ("blockdrop_shadow_dropped_total", "counter"),
+    ("blockdrop_shadow_full_seconds_total", "counter"),
+    ("blockdrop_shadow_path_seconds_total", "counter"),
+    ("blockdrop_shadow_runs_total", "counter"),
     ("blockdrop_build_info", "gauge"),
     // The standard ones of a process, where the system has them.
     ("process_cpu_seconds_total", "counter"),
@@ -70,7 +76,8 @@ fn metric_of(series: &str) -> &str {
 fn of_model(name: &str, blocks: usize) -> Vec<String> {
     let flops = ["flops_executed_total", "flops_policy_total", "flops_full_total"];
     let paths = ["hits", "misses", "evictions", "failures"].map(|what| format!("path_cache_{what}_total"));
-    let plain = ["images_total"].into_iter().chain(flops).chain(paths.iter().map(String::as_str));
+    let shadow = ["runs", "agree", "path_seconds", "full_seconds"].map(|what| format!("shadow_{what}_total"));
+    let plain = ["images_total"].into_iter().chain(flops).chain(paths.iter().chain(&shadow).map(String::as_str));
     let histograms = ["blocks_kept_count", "blocks_kept_sum", "batch_size_count", "batch_size_sum"];
     let mut series: Vec<String> =
         plain.chain(histograms).map(|metric| format!("blockdrop_{metric}{{model=\"{name}\"}}")).collect();
@@ -78,11 +85,16 @@ fn of_model(name: &str, blocks: usize) -> Vec<String> {
         series.extend((0..blocks).map(|block| block_series(metric, name, block)));
     }
     series.extend((0..=blocks).map(|kept| kept_bucket(name, kept)));
+    series.extend(["full", "no_graph", "failed"].map(|reason| shadow_dropped(name, reason)));
     series
 }
 
 fn block_series(metric: &str, model: &str, block: usize) -> String {
     format!("blockdrop_block_{metric}_total{{block=\"{block}\",model=\"{model}\"}}")
+}
+
+fn shadow_dropped(model: &str, reason: &str) -> String {
+    format!("blockdrop_shadow_dropped_total{{model=\"{model}\",reason=\"{reason}\"}}")
 }
 
 fn kept_bucket(model: &str, kept: usize) -> String {
@@ -145,6 +157,10 @@ struct Expected {
     executed: u64,
     policy: u64,
     full: u64,
+    /// Images that the policy chose a path for that is not the full net, and those of them that it names the same class
+    /// for.
+    skipped: usize,
+    agree: usize,
 }
 
 impl Expected {
@@ -159,6 +175,11 @@ impl Expected {
         self.executed += costs.executed(&answer.mask);
         self.policy += if path == "policy" { costs.policy } else { 0 };
         self.full += costs.full();
+        if path == "policy" && !answer.mask.is_full() {
+            let full = reference.answer(image, &reference.selection("full"), 0);
+            self.skipped += 1;
+            self.agree += usize::from(best_class(&full.logits) == best_class(&answer.logits));
+        }
     }
 
     fn check(&self, found: &Series, model: &str) {
@@ -181,6 +202,63 @@ impl Expected {
         // Every image ran in one group.
         assert_eq!(of("batch_size_sum"), self.images as f64);
         assert!((1.0..=self.images as f64).contains(&of("batch_size_count")));
+        found.paths(model).check(self.images);
+    }
+
+    fn check_shadows(&self, found: &Series, model: &str) {
+        let of = |what: &str| found.of(&format!("blockdrop_shadow_{what}_total{{model=\"{model}\"}}"));
+        assert_eq!((of("runs"), of("agree")), (self.skipped as f64, self.agree as f64));
+        for side in ["path_seconds", "full_seconds"] {
+            assert!(of(side) > 0.0 && of(side) < 60.0, "{side}: {}", of(side));
+        }
+        for reason in ["full", "no_graph", "failed"] {
+            assert_eq!(found.of(&shadow_dropped(model, reason)), 0.0, "{reason}");
+        }
+    }
+}
+
+/// All images by their full net too, and none: everything else is the same.
+#[tokio::test]
+async fn shadows_are_counted_and_count_as_nothing_else() {
+    let dir = written();
+    let [one, other] = ["one/1", "other/1"].map(|model| Reference::load(&dir.path().join(model)));
+    let images: Vec<Vec<u8>> = (0..20).map(png).collect();
+    for rate in ["1", "0"] {
+        let flags = ["--default-model", "one", "--warm-up", "1day", "--shadow-rate", rate];
+        let server = Server::start(dir.path(), &flags);
+        let (mut of_one, mut of_other) = (Expected::default(), Expected::default());
+        for path in ["policy", "full", "first_k:2", "mask:010110"] {
+            server.classify(&format!("?path={path}"), png(30)).await;
+            of_one.add(&one, &png(30), path);
+        }
+        server.classify_all("?model=other", &images).await;
+        images.iter().for_each(|image| of_other.add(&other, image, "policy"));
+        let at_once = images.iter().map(|image| server.classify("", image.clone()));
+        futures_util::future::join_all(at_once).await;
+        images.iter().for_each(|image| of_one.add(&one, image, "policy"));
+
+        let shadow = |series: &Series, what: &str| -> f64 {
+            let of = |model: &str| series.of(&format!("blockdrop_shadow_{what}_total{{model=\"{model}\"}}"));
+            of("one") + of("other")
+        };
+        let agree = of_one.agree + of_other.agree;
+        assert!(agree < of_one.skipped + of_other.skipped && of_one.skipped > 10 && of_other.skipped > 10);
+        let found = if rate == "1" {
+            let found = server.until(|series| shadow(series, "agree") == agree as f64).await;
+            of_one.check_shadows(&found, "one");
+            of_other.check_shadows(&found, "other");
+            found
+        } else {
+            let found = server.metrics().await;
+            let ran = found.values.iter().filter(|(series, value)| series.contains("_shadow_") && **value > 0.0);
+            assert_eq!(ran.count(), 0);
+            found
+        };
+        of_one.check(&found, "one");
+        of_other.check(&found, "other");
+        let by_policy = 41.0;
+        assert_eq!((found.stage("backbone"), found.stage("policy")), (by_policy + 3.0, by_policy));
+        assert_eq!(found.of("blockdrop_queue_depth"), 0.0);
     }
 }
 

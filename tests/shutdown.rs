@@ -13,8 +13,8 @@ use std::time::Duration;
 use blockdrop_testkit::Net;
 use common::raw::{Came, Raw, ask, post};
 use common::reference::Reference;
-use common::server::{Server, answered, parts};
-use common::{heavy, models, picture, png};
+use common::server::{Series, Server, answered, parts};
+use common::{heavy, models, picture, png, run};
 use image::ImageFormat;
 use rustix::process::Signal;
 use serde_json::Value;
@@ -150,6 +150,9 @@ async fn a_draining_server_says_so_and_serves_what_it_accepted() {
         assert_eq!(ready.status(), 503);
         assert_eq!(ready.json::<Value>().await.unwrap(), serde_json::json!({"ready": false, "state": "stopping"}));
         assert_eq!(server.get_admin("/livez").await.status(), 200, "it is not to be killed");
+        let admin = server.admin.to_string();
+        run(["healthcheck", "--admin-addr", &admin]).failed(1, &["/readyz: not ready: it is stopping"]);
+        assert_eq!(run(["healthcheck", "--live", "--admin-addr", &admin]).code, Some(0));
         let found = ask(server.http, post("?path=full", "", &drain.image)).await.whole();
         assert_eq!((found.status, found.header("retry-after")), (503, Some("1")), "{found:?}");
         assert_eq!(found.json()["code"], "shutting_down");
@@ -212,4 +215,22 @@ async fn a_signal_while_models_load_is_not_lost() {
     let mut server = Server::launch(&mut Server::command(models.path(), &[]));
     server.signal(Signal::TERM);
     assert_eq!(server.ended().code(), Some(0));
+}
+
+/// More shadows wait than are run within a time to drain: they hold nothing up.
+#[tokio::test]
+async fn shadows_do_not_hold_up_the_end() {
+    let net = heavy(4);
+    let models = models("net", &net);
+    let mut server =
+        Server::start(models.path(), &["--shadow-rate", "1", "--drain-timeout", "1h", "--warm-up", "1day"]);
+    let images: Vec<Vec<u8>> = (0..30).map(|seed| picture(seed, net.side as u32, ImageFormat::Png)).collect();
+    server.classify_all("?max_blocks=1", &images).await;
+    let ran = |series: &Series| series.of("blockdrop_shadow_runs_total{model=\"net\"}");
+    assert!(ran(&server.metrics().await) < 15.0, "most of them wait");
+    server.signal(Signal::TERM);
+    assert_eq!(server.ended().code(), Some(0));
+    let log = server.log();
+    let stopped = log.iter().find(|line| line["message"] == "stopped").unwrap();
+    assert!(stopped["seconds"].as_f64().unwrap() < 20.0, "at most one side was waited for: {stopped}");
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use anyhow::Context;
 use blockdrop::bundle::Bundle;
 use blockdrop::dataset::Dataset;
-use blockdrop::engine::{Answer, Engine, Image, PathMetrics};
+use blockdrop::engine::{Answer, Engine, Image, PathMetrics, best_class};
 use blockdrop::image::preprocess;
 use blockdrop::policy::{Choice, Mask, Path, Selection};
 use clap::Args;
@@ -119,8 +119,7 @@ struct Tally {
 impl Tally {
     fn add(&mut self, engine: &Engine, answer: Answer, class: usize) {
         let costs = engine.costs();
-        let best = (0..answer.logits.len()).rev().max_by(|&a, &b| answer.logits[a].total_cmp(&answer.logits[b]));
-        self.right += usize::from(best == Some(class));
+        self.right += usize::from(best_class(&answer.logits) == Some(class));
         self.blocks.push(answer.mask.kept() as f64);
         self.flops.push(costs.spent(&answer.mask, answer.policy_ran) as f64);
         self.full = costs.full() as f64;

@@ -4,6 +4,7 @@ mod bench;
 mod checked;
 mod classify;
 mod evaluate;
+mod healthcheck;
 mod inspect;
 mod memory;
 mod options;
@@ -51,6 +52,8 @@ enum Command {
     Evaluate(evaluate::Options),
     /// Time the full net against the kept blocks on this machine.
     Bench(bench::Options),
+    /// Ask a running server's admin listener whether it is ready.
+    Healthcheck(healthcheck::Options),
 }
 
 /// Everything wrong with the options, one line each.
@@ -101,6 +104,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Inspect(options) => inspect::run(options, problems),
         Command::Evaluate(options) => evaluate::run(options, problems),
         Command::Bench(options) => bench::run(options, problems),
+        Command::Healthcheck(options) => healthcheck::run(options, problems),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

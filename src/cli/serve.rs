@@ -59,6 +59,13 @@ pub(crate) struct Options {
     #[arg(long, env = "BLOCKDROP_MAX_QUEUE", default_value = "256")]
     max_queue: Checked<usize>,
 
+    /// Share of the images that the policy chooses a path for, from 0 to 1, that run again after their answers: alone, by
+    /// policy and path and by the full net, to measure what skipping saves by the clock (blockdrop_shadow_* in /metrics). A
+    /// worker does so only when nothing waits, one at a time; a request that finds no other worker idle waits for
+    /// one such run of one image. 0 for none.
+    #[arg(long, env = "BLOCKDROP_SHADOW_RATE", default_value = "0.01")]
+    shadow_rate: Checked<f64>,
+
     /// Memory for compiled paths of all models, in bytes; paths beyond it run block by block [default: a quarter of what
     /// is free].
     #[arg(long, env = "BLOCKDROP_PATH_CACHE_BYTES")]
@@ -165,6 +172,8 @@ impl Options {
             problems.take("--max-batch", "1 to 512 images", self.max_batch, |images| (1..=512).contains(images));
         let max_queue = problems
             .take("--max-queue", "1 to 1000000 images", self.max_queue, |images| (1..=1_000_000).contains(images));
+        let shadow_rate =
+            problems.take("--shadow-rate", "a share from 0 to 1", self.shadow_rate, |rate| (0.0..=1.0).contains(rate));
         let path_cache = match self.path_cache_bytes {
             None => Some(memory::quarter()),
             Some(bytes) => problems.take("--path-cache-bytes", "a number of bytes from 0", bytes, |_| true),
@@ -200,6 +209,7 @@ impl Options {
                 workers: running.workers,
                 max_batch: max_batch?,
                 max_queue: max_queue?,
+                shadow_rate: shadow_rate?,
                 path_cache: path_cache?,
                 warm_up: *warm_up?,
                 profiles: self.profile_dir,

@@ -50,8 +50,13 @@ impl<K: Clone + Eq + Hash, V: Weigh> Cache<K, V> {
     /// Borrows a value of `key`, if one is idle.
     pub(super) fn take(&mut self, key: &K) -> Option<V> {
         self.clock += 1;
+        self.entries.get_mut(key)?.used = self.clock;
+        self.take_unnoticed(key)
+    }
+
+    /// [`take`](Self::take) that does not count as use.
+    pub(super) fn take_unnoticed(&mut self, key: &K) -> Option<V> {
         let entry = self.entries.get_mut(key)?;
-        entry.used = self.clock;
         let value = entry.idle.pop()?;
         entry.lent += 1;
         entry.lent_bytes += value.bytes();
@@ -224,6 +229,17 @@ mod tests {
         }
         assert_eq!(cache.victims(&'c', 10, |_, idle| idle >= 5), Some(vec![('b', 1)]));
         assert_eq!(cache.victims(&'c', 10, |_, idle| idle >= 6), None);
+    }
+
+    #[test]
+    fn what_is_taken_unnoticed_is_lent_and_not_used() {
+        let mut cache = filled(20, &[('a', 10), ('b', 10)]);
+        let a = cache.take_unnoticed(&'a').unwrap();
+        assert_eq!(cache.take_unnoticed(&'a'), None);
+        assert_eq!(cache.victims(&'c', 10, |_, _| true), Some(vec![('b', 1)]), "what is lent stays");
+        assert_eq!(cache.give_back(&'a', a), None);
+        assert_eq!(cache.victims(&'c', 10, |_, idle| idle >= 1), Some(vec![('a', 1)]), "it is still the oldest");
+        assert_eq!(cache.victims(&'c', 10, |_, idle| idle >= 2), None, "only b came after it");
     }
 
     #[test]

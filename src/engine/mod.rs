@@ -66,6 +66,19 @@ pub trait Backend: Send + Sync {
 
     /// Class logits, `[C]`, of each image through the blocks that `mask` keeps.
     fn run(&self, mask: &Mask, images: &[&[f32]]) -> Each<Vec<f32>>;
+
+    /// Class logits, `[C]`, of an image that is run again to be timed: as [`run`](Self::run) would, but it counts for
+    /// nothing, neither as an image of its mask nor as use of a compiled path. `None` where the full net is wanted and
+    /// there is none as one graph that is idle.
+    ///
+    /// # Errors
+    /// As of [`run`](Self::run).
+    fn rerun(&self, mask: &Mask, image: &[f32]) -> Result<Option<Vec<f32>>, EngineError>;
+}
+
+/// The most probable class, the first of those that are equally probable.
+pub fn best_class(logits: &[f32]) -> Option<usize> {
+    (0..logits.len()).rev().max_by(|&a, &b| logits[a].total_cmp(&logits[b]))
 }
 
 /// A model ready to run: its bundle and its sessions.
@@ -254,6 +267,15 @@ impl Backend for Engine {
     fn run(&self, mask: &Mask, images: &[&[f32]]) -> Each<Vec<f32>> {
         let fused = self.paths.run(&self.source, mask, images);
         each(fused.unwrap_or_else(|| self.run_blocks(mask, images)), images.len())
+    }
+
+    fn rerun(&self, mask: &Mask, image: &[f32]) -> Result<Option<Vec<f32>>, EngineError> {
+        let logits = match self.paths.rerun(&self.source, mask, &[image]) {
+            None if mask.is_full() => return Ok(None),
+            None => self.run_blocks(mask, &[image]),
+            Some(fused) => fused,
+        };
+        each(logits, 1).pop().transpose()
     }
 }
 

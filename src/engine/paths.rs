@@ -296,6 +296,19 @@ impl Paths {
         lent.path.as_mut().map(|path| path.fused.run(mask, images))
     }
 
+    /// Runs `images` by the compiled path of `mask`, if one is idle, and counts nothing.
+    pub(super) fn rerun(
+        &self,
+        source: &Source,
+        mask: &Mask,
+        images: &[&[f32]],
+    ) -> Option<Result<Vec<Vec<f32>>, EngineError>> {
+        let key = Key { source: source.id, mask: mask.clone() };
+        let path = self.shared.lock().cache.take_unnoticed(&key)?;
+        let mut lent = Lent { shared: &self.shared, key, path: Some(path) };
+        lent.path.as_mut().map(|path| path.fused.run(mask, images))
+    }
+
     /// Counts the masks of `expected` as if so many images had come with them.
     pub(super) fn expect(&self, source: &Source, expected: &Frequent, images: u64) {
         if let Some(seen) = self.shared.lock().seen.get_mut(&source.id) {

@@ -3,11 +3,13 @@
 //! A worker is an operating-system thread with one intra-op thread of its own. It takes what waits, without waiting for
 //! company: first images that the policy network has not looked at, as one batch; then the path of the image that waits
 //! longest, with the other images of the same path. Under load masks are known well before their paths run, so that
-//! groups fill. Images whose client left or whose time ran out are dropped before they cost any compute.
+//! groups fill. Images whose client left or whose time ran out are dropped before they cost any compute. A worker for which
+//! nothing waits runs a share of the images again, by the full net too, to measure what skipping saves ([`shadow`]).
 
 mod admission;
 mod line;
 mod queue;
+mod shadow;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -17,11 +19,12 @@ use tokio::sync::oneshot;
 
 pub use admission::{Admission, Refused, Slot};
 
-use crate::engine::{Answer, Backend, EngineError};
+use crate::engine::{Answer, Backend, EngineError, best_class};
 use crate::policy::{Costs, Mask, Selection};
 use crate::telemetry::{ModelMetrics, Statistics};
 use line::{Kind, Place, Stage, Waits};
-use queue::{Queue, Taken};
+use queue::{Next, Queue, Taken};
+use shadow::{Sampler, Shadow};
 
 /// A model as the scheduler sees it.
 pub trait Model: Send + Sync {
@@ -115,25 +118,27 @@ impl Kind for Alike {
 
 /// The worker threads and their queue.
 pub struct Scheduler {
-    queue: Arc<Queue<Alike, Job>>,
+    queue: Arc<Queue<Alike, Job, Shadow>>,
     /// Closed when the last worker has ended.
     ended: Mutex<mpsc::Receiver<()>>,
 }
 
 impl Scheduler {
-    /// Starts `workers` threads that run at most `max_batch` images at a time.
+    /// Starts `workers` threads that run at most `max_batch` images at a time, and of those that the policy chooses a path
+    /// for a `shadow_rate` again, by the full net too, when nothing waits.
     ///
     /// # Errors
     /// The operating system gives no more threads.
-    pub fn start(workers: usize, max_batch: usize) -> std::io::Result<Self> {
-        let queue = Arc::new(Queue::new());
+    pub fn start(workers: usize, max_batch: usize, shadow_rate: f64) -> std::io::Result<Self> {
+        let queue = Arc::new(Queue::new(shadow::MOST));
         let (alive, ended) = mpsc::channel();
         // Closes the queue again, for the threads that there are, where there are not enough.
         let scheduler = Self { queue, ended: Mutex::new(ended) };
         for number in 0..workers {
             let (queue, alive) = (Arc::clone(&scheduler.queue), alive.clone());
             std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
-                work(&queue, workers, max_batch);
+                let sampler = Sampler::new(shadow_rate, number as u64);
+                work(&queue, workers, max_batch, sampler);
                 drop::<mpsc::Sender<()>>(alive);
             })?;
         }
@@ -160,6 +165,11 @@ impl Scheduler {
         answer
     }
 
+    /// Measures nothing any more: a worker that runs one side of a shadow ends that, and those that wait are dropped.
+    pub fn end_shadows(&self) {
+        self.queue.close_spares();
+    }
+
     /// Runs what is queued and ends the workers, or gives up on them after `most`: a worker may be stuck for good.
     /// Returns whether all have ended.
     pub fn finish(&self, most: Duration) -> bool {
@@ -175,16 +185,25 @@ impl Drop for Scheduler {
     }
 }
 
-fn work(queue: &Queue<Alike, Job>, workers: usize, max_batch: usize) {
-    while let Some(taken) = queue.take(max_batch, workers) {
-        // A panic loses its own batch only: the replies that were not sent are dropped, which their receivers see.
-        if std::panic::catch_unwind(AssertUnwindSafe(|| run(taken))).is_err() {
-            tracing::error!("a batch ended in a panic; its images are answered with an error");
+fn work(queue: &Queue<Alike, Job, Shadow>, workers: usize, max_batch: usize, mut sampler: Sampler) {
+    while let Some(next) = queue.take(max_batch, workers) {
+        match next {
+            // A panic loses its own batch only: the replies that were not sent are dropped, which their receivers see.
+            Next::Batch(taken) => {
+                if std::panic::catch_unwind(AssertUnwindSafe(|| run(taken, &mut sampler))).is_err() {
+                    tracing::error!("a batch ended in a panic; its images are answered with an error");
+                }
+            }
+            Next::Spare(turn, shadow) => {
+                if let Some(rest) = shadow.run() {
+                    turn.put_back(rest);
+                }
+            }
         }
     }
 }
 
-fn run(mut taken: Taken<'_, Alike, Job>) {
+fn run(mut taken: Taken<'_, Alike, Job, Shadow>, sampler: &mut Sampler) {
     for job in taken.batch.unwanted.drain(..) {
         drop(job.reply.send(Err(WorkError::Expired))); // to one whose client left it does not get
     }
@@ -204,7 +223,11 @@ fn run(mut taken: Taken<'_, Alike, Job>) {
             let decided = look(&model, jobs);
             taken.put_back(decided);
         }
-        Some(mask) => run_path(&*model, &mask, jobs),
+        Some(mask) => {
+            let shadows = run_path(&model, &mask, jobs, sampler);
+            let left = shadows.into_iter().filter_map(|shadow| taken.spare(shadow).err()).count();
+            shadow::turned_away(&model, left);
+        }
     });
 }
 
@@ -230,8 +253,8 @@ fn look(model: &Arc<dyn Model>, jobs: Vec<(Place, Job)>) -> Vec<(Alike, Place, J
     decided
 }
 
-/// Runs a path over images that all have its mask, and answers them.
-fn run_path(model: &dyn Model, mask: &Mask, jobs: Vec<(Place, Job)>) {
+/// Runs a path over images that all have its mask, and answers them. Gives those that are to be run again.
+fn run_path(model: &Arc<dyn Model>, mask: &Mask, jobs: Vec<(Place, Job)>, sampler: &mut Sampler) -> Vec<Shadow> {
     let mut asked = Vec::with_capacity(jobs.len());
     for (_, job) in jobs {
         let Job { work: Work { pixels, slot, .. }, reply, policy, .. } = job;
@@ -245,10 +268,19 @@ fn run_path(model: &dyn Model, mask: &Mask, jobs: Vec<(Place, Job)>) {
     let started = Instant::now();
     let results = span.in_scope(|| model.backend().run(mask, &pixels));
     let backbone = started.elapsed();
-    for ((_, reply, policy), logits) in asked.into_iter().zip(results) {
+    let mut shadows = Vec::new();
+    for ((pixels, reply, policy), logits) in asked.into_iter().zip(results) {
         let result = match logits {
             Ok(logits) => {
                 let (policy_ran, policy) = (policy.is_some(), policy.unwrap_or_default());
+                // The full net tells nothing of itself.
+                if policy_ran
+                    && !mask.is_full()
+                    && let Some(next) = sampler.draw()
+                {
+                    let (model, mask, class) = (Arc::downgrade(model), mask.clone(), best_class(&logits));
+                    shadows.push(Shadow { model, pixels, mask, class, next, other: None });
+                }
                 let answer = Answer { logits, mask: mask.clone(), policy_ran, policy, backbone };
                 model.metrics().answered(model.costs(), &answer);
                 Ok(answer)
@@ -257,6 +289,7 @@ fn run_path(model: &dyn Model, mask: &Mask, jobs: Vec<(Place, Job)>) {
         };
         drop(reply.send(result)); // a client that left meanwhile does not want it
     }
+    shadows
 }
 
 #[cfg(test)]

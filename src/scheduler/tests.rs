@@ -11,12 +11,17 @@ use crate::policy::{BlockCost, Choice, Path};
 use crate::telemetry::Metrics;
 
 /// Waits for a permit before each path, then answers with each image's first pixel; panics on a pixel of 13 and fails
-/// on one of 12. Its policy keeps the block where the pixel is 100 or more, panics on 213 and fails on 212.
+/// on one of 12. Its policy keeps the block where the pixel is 100 or more, panics on 213 and fails on 212. An image that
+/// is run again waits for a permit of another kind; of the full net then there is no graph for 14, a panic for 15, an error for 16, and
+/// another class for 17.
 struct Fake {
     permits: Mutex<mpsc::Receiver<()>>,
+    shadow_permits: Mutex<mpsc::Receiver<()>>,
     /// First pixels of each policy batch and of each path's batch.
     looked: Mutex<Vec<Vec<f32>>>,
     batches: Mutex<Vec<Vec<f32>>>,
+    /// Whether it was the full net's, and the pixel, of each run again.
+    reran: Mutex<Vec<(bool, f32)>>,
     costs: Costs,
     metrics: Arc<ModelMetrics>,
     statistics: Statistics,
@@ -42,6 +47,18 @@ impl Backend for Fake {
             .map(|first| if first == 12.0 { Err(EngineError::NotFinite) } else { Ok(vec![first]) })
             .collect()
     }
+
+    fn rerun(&self, mask: &Mask, image: &[f32]) -> Result<Option<Vec<f32>>, EngineError> {
+        self.reran.lock().unwrap().push((mask.is_full(), image[0]));
+        let _ = self.shadow_permits.lock().unwrap().recv();
+        assert!(!mask.is_full() || image[0] != 15.0, "unlucky");
+        match image[0] {
+            14.0 if mask.is_full() => Ok(None),
+            16.0 if mask.is_full() => Err(EngineError::NotFinite),
+            17.0 if mask.is_full() => Ok(Some(vec![0.0, 1.0])),
+            first => Ok(Some(vec![first])),
+        }
+    }
 }
 
 impl Model for Fake {
@@ -65,6 +82,8 @@ impl Model for Fake {
 struct Bench {
     model: Arc<Fake>,
     permits: Option<mpsc::Sender<()>>,
+    /// For each side of a shadow.
+    shadow_permits: Option<mpsc::Sender<()>>,
     admission: Admission,
     scheduler: Scheduler,
     metrics: Metrics,
@@ -72,19 +91,27 @@ struct Bench {
 
 impl Bench {
     fn new(workers: usize, max_batch: usize) -> Self {
+        Self::with_shadows(workers, max_batch, 0.0)
+    }
+
+    fn with_shadows(workers: usize, max_batch: usize, rate: f64) -> Self {
         let (permits, waiting) = mpsc::channel();
+        let (shadow_permits, shadows_waiting) = mpsc::channel();
         let metrics = Metrics::new("fake", "none");
         let model = Arc::new(Fake {
             permits: Mutex::new(waiting),
+            shadow_permits: Mutex::new(shadows_waiting),
             looked: Mutex::default(),
             batches: Mutex::default(),
+            reran: Mutex::default(),
             costs: Costs { policy: 1, stem: 1, blocks: vec![BlockCost { segment: 0, kept: 1, dropped: 0 }], head: 1 },
             metrics: metrics.model("fake", 1),
             statistics: Statistics::default(),
         });
         let admission = Admission::new(64, IntGauge::new("depth", "depth").unwrap());
-        let scheduler = Scheduler::start(workers, max_batch).unwrap();
-        Self { model, permits: Some(permits), admission, scheduler, metrics }
+        let scheduler = Scheduler::start(workers, max_batch, rate).unwrap();
+        let (permits, shadow_permits) = (Some(permits), Some(shadow_permits));
+        Self { model, permits, shadow_permits, admission, scheduler, metrics }
     }
 
     fn submit_for(&self, path: Path, pixel: f32, deadline: Instant) -> oneshot::Receiver<Result<Answer, WorkError>> {
@@ -130,6 +157,30 @@ impl Bench {
 
     fn batches(&self) -> Vec<Vec<f32>> {
         self.model.batches.lock().unwrap().clone()
+    }
+
+    fn reran(&self) -> Vec<(bool, f32)> {
+        self.model.reran.lock().unwrap().clone()
+    }
+
+    /// Lets every shadow run from now on.
+    fn release_shadows(&mut self) {
+        self.shadow_permits = None;
+    }
+
+    /// Waits until so many sides of shadows have begun.
+    fn until_reran(&self, sides: usize) {
+        while self.reran().len() < sides {
+            std::thread::yield_now();
+        }
+    }
+
+    fn shadows(&self, what: &str) -> f64 {
+        self.counted(&format!("blockdrop_shadow_{what}_total{{model=\"fake\"}}"))
+    }
+
+    fn shadows_dropped(&self, reason: &str) -> f64 {
+        self.counted(&format!("blockdrop_shadow_dropped_total{{model=\"fake\",reason=\"{reason}\"}}"))
     }
 
     fn counted(&self, series: &str) -> f64 {
@@ -250,4 +301,99 @@ fn a_policy_that_panics_or_fails_costs_its_own_images_only() {
         .collect();
     assert_eq!(found, [None, None, None, Some(102.0), Some(3.0)]);
     assert!(bench.scheduler.finish(Duration::from_secs(60)), "no worker waits for what was lost");
+}
+
+#[test]
+fn a_shadow_runs_both_sides_when_nothing_waits_and_lets_others_in_between() {
+    let mut bench = Bench::with_shadows(1, 8, 1.0);
+    bench.release();
+    assert_eq!(pixel(bench.submit_learned(1.0)), 1.0, "the answer does not wait for the shadow");
+    bench.until_reran(1);
+    let (second, third) = (bench.submit_learned(2.0), bench.submit_learned(103.0));
+    bench.shadow_permits.as_ref().unwrap().send(()).unwrap();
+    assert_eq!((pixel(second), pixel(third)), (2.0, 103.0), "they wait for one side alone");
+    assert_eq!(bench.shadows("runs"), 0.0);
+    bench.release_shadows();
+    while bench.shadows("agree") < 2.0 {
+        std::thread::yield_now();
+    }
+    let reran = bench.reran();
+    let [(one, 1.0), (other, 1.0), (third, 2.0), (fourth, 2.0)] = reran[..] else { panic!("{reran:?}") };
+    assert!(one != other && third != fourth, "a side each: {reran:?}");
+    assert_eq!(bench.shadows("runs"), 2.0, "103 has the full net for its path");
+    assert!(bench.shadows("path_seconds") > 0.0 && bench.shadows("full_seconds") > 0.0);
+    assert_eq!(bench.counted("blockdrop_images_total{model=\"fake\"}"), 3.0);
+    assert_eq!(bench.counted("blockdrop_batch_size_sum{model=\"fake\"}"), 3.0);
+    assert_eq!(bench.model.statistics.images(), 3);
+}
+
+#[test]
+fn one_worker_at_a_time_runs_a_shadow_and_only_so_many_wait() {
+    let mut bench = Bench::with_shadows(2, 8, 1.0);
+    bench.release();
+    for _ in 0..2 * shadow::MOST {
+        // One of the two workers is stuck in a shadow; the other one answers.
+        assert_eq!(pixel(bench.submit(0.0)), 0.0, "the full net is no shadow's");
+        assert_eq!(pixel(bench.submit_learned(1.0)), 1.0);
+    }
+    bench.until_reran(1);
+    while bench.shadows_dropped("full") < shadow::MOST as f64 {
+        std::thread::yield_now(); // the worker counts it after the answer
+    }
+    assert_eq!(bench.reran().len(), 1);
+    bench.release_shadows();
+    while bench.shadows("runs") < shadow::MOST as f64 {
+        std::thread::yield_now();
+    }
+    assert_eq!(bench.shadows_dropped("full"), shadow::MOST as f64);
+    assert_eq!(bench.reran().len(), 2 * shadow::MOST);
+}
+
+#[test]
+fn a_shadow_that_fails_hurts_nobody() {
+    let mut bench = Bench::with_shadows(1, 8, 1.0);
+    bench.release();
+    bench.release_shadows();
+    for number in [14.0, 15.0, 16.0, 17.0, 1.0] {
+        assert_eq!(pixel(bench.submit_learned(number)), number);
+    }
+    while bench.shadows("agree") < 1.0 {
+        std::thread::yield_now();
+    }
+    assert_eq!((bench.shadows("runs"), bench.shadows("agree")), (2.0, 1.0), "17 gets another class");
+    assert_eq!((bench.shadows_dropped("no_graph"), bench.shadows_dropped("failed")), (1.0, 2.0));
+    assert_eq!(pixel(bench.submit(5.0)), 5.0, "the worker goes on");
+}
+
+#[test]
+fn a_server_that_stops_runs_no_shadow_any_more() {
+    let mut bench = Bench::with_shadows(2, 8, 1.0);
+    bench.release();
+    for number in [1.0, 2.0, 3.0] {
+        assert_eq!(pixel(bench.submit_learned(number)), number);
+    }
+    bench.until_reran(1);
+    bench.scheduler.end_shadows();
+    assert_eq!(pixel(bench.submit_learned(4.0)), 4.0, "what is accepted is answered all the same");
+    bench.release_shadows();
+    assert!(bench.scheduler.finish(Duration::from_secs(60)), "the workers end");
+    assert_eq!((bench.reran().len(), bench.shadows("runs")), (1, 0.0), "the side that ran is the last");
+}
+
+#[test]
+fn a_shadow_that_waits_keeps_no_model() {
+    let mut bench = Bench::with_shadows(2, 8, 1.0);
+    bench.release();
+    for number in [1.0, 2.0, 3.0] {
+        assert_eq!(pixel(bench.submit_learned(number)), number);
+    }
+    bench.until_reran(1);
+    while Arc::strong_count(&bench.model) > 2 {
+        std::thread::yield_now(); // the worker that answered lets it go
+    }
+    let model = Arc::downgrade(&bench.model);
+    drop(bench);
+    while model.strong_count() > 0 {
+        std::thread::yield_now();
+    }
 }

@@ -37,6 +37,8 @@ pub struct Settings {
     pub workers: usize,
     pub max_batch: usize,
     pub max_queue: usize,
+    /// Share of the images that run by the full net too, after their answers.
+    pub shadow_rate: f64,
     /// Memory for compiled paths, in bytes.
     pub path_cache: u64,
     /// Time at the start in which frequent paths are compiled before the server is ready.
@@ -131,7 +133,7 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     let registry = Arc::clone(repository.get_or_init(|| Arc::new(registry)));
     let service = Arc::new(Service::new(
         Arc::clone(&registry),
-        Scheduler::start(settings.workers, settings.max_batch)?,
+        Scheduler::start(settings.workers, settings.max_batch, settings.shadow_rate)?,
         Admission::new(settings.max_queue, metrics.queue_depth.clone()),
         Arc::clone(&metrics),
         settings.limits,
@@ -162,6 +164,7 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     stop.await;
     readiness.stopping();
     service.admission.stop();
+    service.scheduler.end_shadows();
     trimming.abort();
     grpc::stopping(&health).await;
     give_up.store(true, Ordering::Relaxed);
@@ -173,9 +176,10 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     // Counted before the connections are closed: that drops what is still being answered on them.
     let unanswered = metrics.inflight.get();
     tokio::join!(http.stop(LAST_BYTES), grpc.stop(LAST_BYTES));
-    let ended = service.scheduler.finish(LAST_BYTES);
+    let left = || settings.drain.saturating_sub(started.elapsed()).max(LAST_BYTES);
+    let ended = service.scheduler.finish(left());
     paths.stop();
-    let ended = registry.close(settings.drain.saturating_sub(started.elapsed()).max(LAST_BYTES)).await && ended;
+    let ended = registry.close(left()).await && ended;
     registry.save_profiles();
     admin.stop(LAST_BYTES).await;
     if unanswered > 0 {

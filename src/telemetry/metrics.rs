@@ -95,6 +95,29 @@ impl Rejected {
     }
 }
 
+/// Why an image that was to be run by the full net too was not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dropped {
+    /// As many waited as may.
+    Full,
+    /// The full net was not to be had as one graph.
+    NoGraph,
+    /// One of the sides failed.
+    Failed,
+}
+
+impl Dropped {
+    const ALL: [Self; 3] = [Self::Full, Self::NoGraph, Self::Failed];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::NoGraph => "no_graph",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 /// All metrics of the process.
 pub struct Metrics {
     registry: Registry,
@@ -110,6 +133,11 @@ pub struct Metrics {
     /// Hits, misses, evictions, failures.
     path_cache: [IntCounterVec; 4],
     path_cache_bytes: IntGaugeVec,
+    /// Runs, agreements.
+    shadow: [IntCounterVec; 2],
+    /// Of policy and path, of the full net.
+    shadow_seconds: [CounterVec; 2],
+    shadow_dropped: IntCounterVec,
     blocks_kept: KeptBlocks,
     model_ready: IntGaugeVec,
     models: Mutex<HashMap<String, Arc<ModelMetrics>>>,
@@ -132,6 +160,11 @@ pub struct ModelMetrics {
     batch_size: Histogram,
     policy: Histogram,
     backbone: Histogram,
+    shadow_runs: IntCounter,
+    shadow_agree: IntCounter,
+    shadow_path: Counter,
+    shadow_full: Counter,
+    shadow_dropped: [IntCounter; 3],
     ready: IntGauge,
     started: Instant,
     /// For the engine to count its compiled paths.
@@ -239,6 +272,33 @@ impl Metrics {
                 "blockdrop_path_cache_bytes",
                 "Memory of the compiled paths, about, without the weights that they share.",
             ),
+            shadow: [
+                counters(
+                    "blockdrop_shadow_runs_total",
+                    "Images that ran again alone after their answer, by policy and path and by the full net (--shadow-rate).",
+                    &["model"],
+                ),
+                counters(
+                    "blockdrop_shadow_agree_total",
+                    "Images among blockdrop_shadow_runs_total for which the full net names the class that was answered.",
+                    &["model"],
+                ),
+            ],
+            shadow_seconds: [
+                totals(
+                    "blockdrop_shadow_path_seconds_total",
+                    "Time that policy and path took for the images of blockdrop_shadow_runs_total, each alone.",
+                ),
+                totals(
+                    "blockdrop_shadow_full_seconds_total",
+                    "Time that the full net as one graph took for the images of blockdrop_shadow_runs_total, each alone.",
+                ),
+            ],
+            shadow_dropped: counters(
+                "blockdrop_shadow_dropped_total",
+                "Images drawn for a shadow that ran none: too many waited (full), the full net was not idle as one graph (no_graph), a run failed (failed).",
+                &["model", "reason"],
+            ),
             blocks_kept,
             model_ready: gauges("blockdrop_model_ready", "1 where a model is loaded and warm."),
             queue_depth: gauge("blockdrop_queue_depth", "Images admitted whose path does not run yet."),
@@ -265,6 +325,9 @@ impl Metrics {
         };
         let [hits, misses, evictions, failures] = self.path_cache.each_ref().map(|of| of.with_label_values(&[name]));
         let bytes = self.path_cache_bytes.with_label_values(&[name]);
+        let [shadow_runs, shadow_agree] = self.shadow.each_ref().map(|of| of.with_label_values(&[name]));
+        let [shadow_path, shadow_full] = self.shadow_seconds.each_ref().map(|of| of.with_label_values(&[name]));
+        let dropped = |reason: Dropped| self.shadow_dropped.with_label_values(&[name, reason.name()]);
         let model = Arc::new(ModelMetrics {
             paths: PathMetrics { hits, misses, evictions, failures, bytes },
             images: self.images.with_label_values(&[name]),
@@ -277,6 +340,11 @@ impl Metrics {
             batch_size: self.batch_size.with_label_values(&[name]),
             policy: self.stages[Stage::Policy as usize].clone(),
             backbone: self.stages[Stage::Backbone as usize].clone(),
+            shadow_runs,
+            shadow_agree,
+            shadow_path,
+            shadow_full,
+            shadow_dropped: Dropped::ALL.map(dropped),
             ready: self.model_ready.with_label_values(&[name]),
             started: self.started,
         });
@@ -339,6 +407,20 @@ impl ModelMetrics {
             flops_full: whole(self.flops_full.get()),
             since: self.started,
         }
+    }
+
+    /// Counts an image that ran again: what policy and path took, what the full net took, whether it names the class that
+    /// was answered.
+    pub fn shadow(&self, path: Duration, full: Duration, agree: bool) {
+        self.shadow_path.inc_by(path.as_secs_f64());
+        self.shadow_full.inc_by(full.as_secs_f64());
+        // Shown in the order of their names: never more that agree than that ran.
+        self.shadow_runs.inc();
+        self.shadow_agree.inc_by(agree.into());
+    }
+
+    pub fn shadow_dropped(&self, reason: Dropped) {
+        self.shadow_dropped[reason as usize].inc();
     }
 
     /// Counts a group that ran a path together.

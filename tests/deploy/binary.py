@@ -24,12 +24,6 @@ def call(*arguments, environment=None):
     )
 
 
-def commands():
-    """The subcommands."""
-    listed = call("--help").stdout.split("Commands:")[1].split("Options:")[0]
-    return set(re.findall(r"^  (\w+)", listed, re.MULTILINE))
-
-
 def options():
     """The options of `serve`: flag to (variable, default or None)."""
     found = {}

@@ -23,7 +23,7 @@ POD = {"namespace": "test", "pod": "blockdrop-0"}
 
 @pytest.fixture(scope="session")
 def server():
-    with Server("--workers=1") as server:
+    with Server("--workers=1", "--shadow-rate=1") as server:
         yield server
 
 

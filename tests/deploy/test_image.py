@@ -1,13 +1,14 @@
 """Dockerfile and the compose file. No image is built here: what they name is compared with what there is."""
 
 import fnmatch
+import json
 import re
 import shlex
 import shutil
 
 import pytest
 
-from binary import commands, refused
+from binary import call, refused
 from files import DEPLOY, ROOT, load, run, tool
 
 DOCKERFILE = ROOT / "Dockerfile"
@@ -148,12 +149,20 @@ def test_the_image_says_what_it_is(target):
     assert f'version = "{version.removeprefix("VERSION=")}"' in manifest
 
 
-def test_an_image_checks_its_health_as_soon_as_the_server_can():
+def test_an_image_checks_its_health(server):
+    of_compose = load(COMPOSE)["services"]["blockdrop"]["healthcheck"]["test"]
     for target in TARGETS:
-        checks = rest(target, "HEALTHCHECK")
-        assert bool(checks) == ("healthcheck" in commands())
-        for check in checks:
-            assert re.search(r'CMD \["/usr/local/bin/blockdrop", "healthcheck"', check)
+        [check] = rest(target, "HEALTHCHECK")
+        command = json.loads(check.split(" CMD ")[1])
+        assert of_compose == ["CMD", *command]
+        [entrypoint] = rest(target, "ENTRYPOINT")
+        assert command[:1] == json.loads(entrypoint)
+        # As in a container whose admin listener is open to others.
+        port = server.admin.rsplit(":")[-1]
+        done = call(*command[1:], environment={"BLOCKDROP_ADMIN_ADDR": f"0.0.0.0:{port}"})
+        assert (done.returncode, done.stderr) == (0, "")
+        done = call(*command[1:], environment={"BLOCKDROP_ADMIN_ADDR": server.http})
+        assert done.returncode == 1
 
 
 def test_the_gpu_library_is_pinned_by_hash():
