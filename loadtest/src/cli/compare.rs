@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use anyhow::anyhow;
 use blockdrop_loadtest::report::compare::{Condition, compare};
 use clap::Args;
 
@@ -28,6 +29,12 @@ pub(crate) struct Options {
 
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     let mut comparison = compare(&read(&options.old)?, &read(&options.new)?);
+    if comparison.arms.is_empty() {
+        return Err(Failure::Failed(anyhow!(
+            "the reports have no arm in common: {}, expected arms of the same names",
+            [comparison.only_old.join(", "), comparison.only_new.join(", "),].join(" against ")
+        )));
+    }
     comparison.judge(&options.fail_if);
     if options.json {
         print(serde_json::to_string_pretty(&comparison)?)?;

@@ -16,7 +16,8 @@ use clap::{Parser, Subcommand};
 
 /// Drives an inference server and says how fast it answers: blockdrop, and any server of the Open Inference Protocol.
 ///
-/// Exit codes: 0 done and all objectives held, 1 failed, 2 wrong options, 3 an objective (--fail-if) did not hold.
+/// Exit codes: 0 done and all objectives held, 1 failed, 2 wrong options, 3 an objective (--fail-if) did not hold, 130
+/// interrupted.
 #[derive(Debug, Parser)]
 #[command(name = "blockdrop-loadtest", version, max_term_width = 100, allow_negative_numbers = true)]
 struct Cli {
@@ -47,6 +48,8 @@ enum Failure {
     Failed(anyhow::Error),
     /// Objectives that did not hold; they have been told.
     Missed,
+    /// Ended by a signal; what was found until then has been told.
+    Interrupted,
 }
 
 impl<E: Into<anyhow::Error>> From<E> for Failure {
@@ -68,6 +71,7 @@ pub(crate) fn main() -> ExitCode {
         Err(Failure::Usage(problems)) => tell(&problems, 2),
         Err(Failure::Failed(error)) => tell(&[format!("{error:#}")], 1),
         Err(Failure::Missed) => ExitCode::from(3),
+        Err(Failure::Interrupted) => ExitCode::from(130),
     }
 }
 

@@ -48,8 +48,8 @@ fn line(progress: &Progress<'_>) -> String {
         Phase::Peak => ", the most it answers".to_owned(),
         Phase::Rate(rate) | Phase::Overload(rate) => format!(", {rate:.0}/s wanted"),
     };
-    let mut line =
-        format!("{name}{phase}: {:.0}/s, p99 {:.1} ms, {} sent", progress.throughput, progress.p99, counts.sent);
+    let p99 = if progress.p99 > 0.0 { format!("p99 {:.1} ms, ", progress.p99) } else { String::new() };
+    let mut line = format!("{name}{phase}: {:.0}/s, {p99}{} sent", progress.throughput, counts.sent);
     for (count, what) in [(counts.refused, "refused"), (counts.failed, "failed"), (counts.timed_out, "timed out")] {
         if count > 0 {
             line.push_str(&format!(", {count} {what}"));

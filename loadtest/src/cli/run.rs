@@ -76,8 +76,13 @@ pub(crate) fn run(options: Options) -> Result<(), Failure> {
             "not every request is accounted for: this is a defect of the harness"
         )));
     }
-    if let Some(arm) = report.arms.iter().find(|arm| arm.counts.answered == 0) {
+    if !report.interrupted
+        && let Some(arm) = report.arms.iter().find(|arm| arm.counts.answered == 0)
+    {
         return Err(Failure::Failed(anyhow::anyhow!("arm {}: none of its requests was answered", arm.name)));
+    }
+    if report.interrupted {
+        return Err(Failure::Interrupted);
     }
     if report.verdicts.iter().any(|verdict| verdict.failed) { Err(Failure::Missed) } else { Ok(()) }
 }

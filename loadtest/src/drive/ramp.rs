@@ -2,7 +2,9 @@
 //!
 //! At each rate every arm has one turn of the plan's whole time, not slices: what a server cannot keep up with piles up
 //! only under a load that lasts. The objective is met where the quantile of the answers, from when they were due, lies
-//! within it, and [`ANSWERED`] of the requests with good images were answered.
+//! within it, [`ANSWERED`] of the requests with good images were answered, and latencies do not rise through the turn: what
+//! waits then grows, and the objective would be missed by a longer one. A rate that is missed is tried once more, so that
+//! a moment's noise does not end the search.
 
 use std::sync::Arc;
 
@@ -16,10 +18,13 @@ use crate::objective::Slo;
 use crate::plan::{Load, Plan};
 use crate::report::{Ramp, Step};
 use crate::seed::{Use, generator};
+use crate::stats::{Compact, Sample};
 use crate::target::Target;
 
 /// The share that has to be answered.
 const ANSWERED: f64 = 0.99;
+/// Latencies rise where the second half's median is so many times the first's, and a millisecond more.
+const RISES: f64 = 1.5;
 /// The highest rate that was held and the lowest that was missed end up this close.
 const CLOSE: f64 = 1.05;
 
@@ -32,11 +37,16 @@ struct Search {
     step: f64,
     held: Option<f64>,
     missed: Option<f64>,
+    /// Missed once, to be tried again.
+    doubted: Option<f64>,
 }
 
 impl Search {
     /// What to try next; none when it is over.
     fn next(&self) -> Option<f64> {
+        if self.doubted.is_some() {
+            return self.doubted;
+        }
         match (self.held, self.missed) {
             (None, None) => Some(self.from),
             (None, Some(_)) => None,
@@ -49,30 +59,44 @@ impl Search {
     }
 
     fn tried(&mut self, rate: f64, held: bool) {
-        if held {
-            self.held = Some(rate);
-        } else {
-            self.missed = Some(rate);
+        match (held, self.doubted.take()) {
+            (true, _) => self.held = Some(rate),
+            (false, Some(_)) => self.missed = Some(rate),
+            (false, None) => self.doubted = Some(rate),
         }
     }
 
     /// The most rates that are left to try.
     fn left(&self) -> u32 {
         let halvings = |factor: f64| (factor.ln() / CLOSE.ln()).log2().ceil().max(0.0) as u32;
-        match (self.held, self.missed) {
-            (None, Some(_)) => 0,
-            (Some(held), Some(missed)) => halvings(missed / held),
-            (held, None) => {
-                let rises = ((self.to / held.unwrap_or(self.from)).ln() / self.step.ln()).ceil().max(0.0) as u32;
-                rises + u32::from(held.is_none()) + if rises > 0 { halvings(self.step) } else { 0 }
+        let again = u32::from(self.doubted.is_some());
+        again
+            + match (self.held, self.missed) {
+                (None, Some(_)) => 0,
+                (Some(held), Some(missed)) => 2 * halvings(missed / held),
+                (held, None) => {
+                    let rises = ((self.to / held.unwrap_or(self.from)).ln() / self.step.ln()).ceil().max(0.0) as u32;
+                    rises + u32::from(held.is_none()) + if rises > 0 { 1 + 2 * halvings(self.step) } else { 1 }
+                }
             }
-        }
     }
 }
 
 /// Whether an arm met the objective.
 fn held(slo: &Slo, answered: u64, good: u64, latency: &crate::latencies::Latencies) -> bool {
     answered > 0 && answered as f64 >= ANSWERED * good as f64 && latency.quantile(slo.quantile) <= slo.most
+}
+
+/// Whether latencies rise through a turn.
+fn rises(turn: &Rounds) -> bool {
+    let rounds: Vec<Sample> = turn.samples().collect();
+    let (first, second) = rounds.split_at(rounds.len() / 2);
+    let median = |half: &[Sample]| {
+        let mut all = Compact::default();
+        half.iter().for_each(|round| all.add(&round.latency));
+        all.quantile(0.5)
+    };
+    median(second) > RISES * median(first) + 1.0
 }
 
 impl<T: Target> Driver<'_, T> {
@@ -82,7 +106,7 @@ impl<T: Target> Driver<'_, T> {
             unreachable!("only a ramp is driven so");
         };
         let count = self.plan.arms.len();
-        let mut searches = vec![Search { from, to, step, held: None, missed: None }; count];
+        let mut searches = vec![Search { from, to, step, held: None, missed: None, doubted: None }; count];
         let (mut found, mut climbs) = (vec![Found::default(); count], vec![Climb::default(); count]);
         let mut steps = Vec::new();
         // Rounds within a turn, to be drawn from where rates that two arms held are compared.
@@ -111,7 +135,7 @@ impl<T: Target> Driver<'_, T> {
                     // What was cut off says nothing of the rate.
                     break 'passes;
                 }
-                let met = held(slo, tally.counts.answered, good, &tally.latency);
+                let met = held(slo, tally.counts.answered, good, &tally.latency) && !rises(&climbed);
                 steps.push(Step {
                     arm,
                     rate,
@@ -145,6 +169,6 @@ impl<T: Target> Driver<'_, T> {
 /// The most time that a ramp takes for all arms.
 pub(super) fn most(plan: &Plan) -> std::time::Duration {
     let Load::Ramp { from, to, step, .. } = plan.load else { return std::time::Duration::ZERO };
-    let search = Search { from, to, step, held: None, missed: None };
+    let search = Search { from, to, step, held: None, missed: None, doubted: None };
     plan.measure * search.left() * u32::try_from(plan.arms.len()).unwrap_or(u32::MAX)
 }

@@ -336,7 +336,7 @@ async fn a_ramp_finds_the_highest_rate_of_each_arm() {
     }
     for (number, arm) in arms.iter().enumerate() {
         let mut own = ramp.steps.iter().filter(|step| step.arm == number);
-        let best = own.clone().filter(|step| step.held).last().or(own.next());
+        let best = own.clone().rfind(|step| step.held).or(own.next_back());
         assert_eq!(Some(arm.counts), best.map(|step| step.counts));
         assert_eq!(arm.rounds.len(), ramp.steps.iter().filter(|step| step.arm == number).count());
         assert!(arm.counts.whole());

@@ -36,6 +36,8 @@ pub enum Metric {
     P999,
     Max,
     Mean,
+    /// From due to refused, of 99 % of what was refused.
+    RefusalP99,
     /// Images answered in a second.
     Throughput,
     /// Requests answered in time in a second.
@@ -78,6 +80,7 @@ impl Vocabulary for Metric {
         ("p999", Self::P999),
         ("max", Self::Max),
         ("mean", Self::Mean),
+        ("refusal_p99", Self::RefusalP99),
         ("throughput", Self::Throughput),
         ("goodput", Self::Goodput),
         ("refused", Self::Refused),
@@ -100,7 +103,9 @@ impl Vocabulary for Metric {
 
     fn kind(self) -> Kind {
         match self {
-            Self::P50 | Self::P90 | Self::P95 | Self::P99 | Self::P999 | Self::Max | Self::Mean => Kind::Latency,
+            Self::P50 | Self::P90 | Self::P95 | Self::P99 | Self::P999 | Self::Max | Self::Mean | Self::RefusalP99 => {
+                Kind::Latency
+            }
             Self::Throughput | Self::Goodput | Self::Blocks | Self::Capacity => Kind::Rate,
             Self::Refused | Self::Failed | Self::TimedOut | Self::Broken | Self::Changed | Self::Errors => Kind::Count,
             Self::Accuracy

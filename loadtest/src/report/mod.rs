@@ -202,7 +202,7 @@ pub struct Step {
     pub p50: f64,
     pub p95: f64,
     pub p99: f64,
-    /// The objective was met, and at least 99 % of the requests were answered.
+    /// The objective was met, at least 99 % of the requests were answered, and latencies did not rise through the turn.
     pub held: bool,
 }
 

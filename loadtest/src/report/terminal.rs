@@ -2,6 +2,8 @@
 
 use comfy_table::Table;
 
+use crate::latencies::Latencies;
+
 use super::table::{lines, table, tame, wrap};
 use super::words::{self, accuracy, amount, latency, plain, ratio, share};
 use super::{ArmReport, Ramp, Report};
@@ -82,7 +84,11 @@ fn counts(arms: &[ArmReport], width: u16) -> Table {
         ("timed out>", |arm| Some(amount(arm.counts.timed_out)), true),
         ("broken>", |arm| Some(amount(arm.counts.broken)), any(|arm| arm.counts.broken > 0)),
         ("changed>", |arm| Some(amount(arm.changed)), any(|arm| arm.changed > 0)),
-        ("in time>", |arm| in_time(arm), any(|arm| arm.in_time < arm.counts.answered)),
+        (
+            "in time>",
+            |arm| in_time(arm),
+            any(|arm| arm.in_time < arm.counts.sent - arm.counts.broken.min(arm.counts.sent)),
+        ),
         ("of peak>", |arm| of_peak(arm), any(|arm| arm.peak.is_some())),
         ("blocks>", |arm| arm.mean_blocks().map(plain), any(|arm| !arm.blocks.is_empty())),
         ("FLOPs>", |arm| arm.flops_share().map(share), any(|arm| arm.flops.is_some())),
@@ -170,13 +176,13 @@ fn causes(arms: &[ArmReport], width: u16) -> Table {
 
 /// How late the harness itself was.
 fn harness(report: &Report, width: u16) -> String {
-    let late = report.arms.iter().filter(|arm| !arm.delay.is_empty());
-    let late: Vec<_> =
-        late.map(|arm| format!("{} {} ms", tame(&arm.name), latency(arm.delay.quantile(0.99)))).collect();
-    if late.is_empty() {
-        return String::new();
-    }
-    wrap(&format!("The harness sent late by (p99): {}", late.join(", ")), width, 2)
+    let told = |said: &str, of: fn(&ArmReport) -> &Latencies| {
+        let arms = report.arms.iter().filter(|arm| !of(arm).is_empty());
+        let arms: Vec<_> =
+            arms.map(|arm| format!("{} {} ms", tame(&arm.name), latency(of(arm).quantile(0.99)))).collect();
+        if arms.is_empty() { String::new() } else { wrap(&format!("{said} (p99): {}", arms.join(", ")), width, 2) }
+    };
+    told("Refused within", |arm| &arm.refusal) + &told("The harness sent late by", |arm| &arm.delay)
 }
 
 #[cfg(test)]

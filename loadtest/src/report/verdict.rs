@@ -82,6 +82,8 @@ fn read(condition: &Condition, report: &Report, at: usize) -> Result<f64, String
         Metric::P999 => quantile(arm, 0.999)?,
         Metric::Max => answered(arm)?.latency.max(),
         Metric::Mean => answered(arm)?.latency.mean(),
+        Metric::RefusalP99 if arm.refusal.is_empty() => return Err("nothing was refused".to_owned()),
+        Metric::RefusalP99 => arm.refusal.quantile(0.99),
         Metric::Throughput => arm.throughput,
         Metric::Goodput => arm.goodput,
         Metric::Refused => part(condition, counts.refused, counts.sent, "request was sent")?,

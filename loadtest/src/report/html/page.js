@@ -232,7 +232,7 @@
         name: stage, type: "bar", orientation: "h",
         x: figure.map(({ ms }) => ms[at]), y: figure.map((_, at) => at),
         marker: { color: stageColours[at], line: { color: css("--surface"), width: 1 } },
-        text: figure.map(({ ms }) => ms[at].toPrecision(2)), textposition: "inside", insidetextanchor: "middle", textangle: 0,
+        text: figure.map(({ ms }) => String(Number(ms[at].toPrecision(2)))), textposition: "inside", insidetextanchor: "middle", textangle: 0,
         insidetextfont: { color: "#1b1a17" }, constraintext: "none",
         hovertemplate: `${stage} %{x:.3~r} ms<extra></extra>`,
       })).filter(trace => trace.x.some(ms => ms > 0));
