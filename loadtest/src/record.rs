@@ -135,6 +135,8 @@ impl Counts {
 #[derive(Debug, Clone, Default)]
 pub struct Tally {
     pub counts: Counts,
+    /// Those that carried good images, to which an answer is due.
+    pub good: u64,
     /// Answered within the plan's objective for latency, or its timeout where it has none.
     pub in_time: u64,
     /// Microseconds from when a request was due (closed loop: sent) to its whole answer. One that timed out counts with

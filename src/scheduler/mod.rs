@@ -273,11 +273,9 @@ fn run_path(model: &Arc<dyn Model>, mask: &Mask, jobs: Vec<(Place, Job)>, sample
         let result = match logits {
             Ok(logits) => {
                 let (policy_ran, policy) = (policy.is_some(), policy.unwrap_or_default());
-                // The full net tells nothing of itself.
-                if policy_ran
-                    && !mask.is_full()
-                    && let Some(next) = sampler.draw()
-                {
+                // A path that the request chose says nothing of the policy. One that keeps all does: there the policy's time
+                // is lost.
+                if policy_ran && let Some(next) = sampler.draw() {
                     let (model, mask, class) = (Arc::downgrade(model), mask.clone(), best_class(&logits));
                     shadows.push(Shadow { model, pixels, mask, class, next, other: None });
                 }

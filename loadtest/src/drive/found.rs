@@ -113,6 +113,7 @@ impl Found {
             name: name.to_owned(),
             server: String::new(),
             counts: tally.counts,
+            good: tally.good,
             in_time: tally.in_time,
             seconds: tally.seconds,
             throughput: per_second(tally.images, tally.seconds),

@@ -217,7 +217,7 @@ impl<T: Target> Driver<'_, T> {
             }
         }
         for (found, recorder) in found.iter_mut().zip(recorders) {
-            found.tally.add(&recorder.sum().0);
+            found.tally.add(&recorder.sum());
         }
         found
     }
@@ -355,7 +355,7 @@ impl Into<'_> {
 
 /// What there is to say where nothing was answered: how many were sent, and the first cause.
 fn nothing(recorder: &Recorder) -> Option<(u64, String)> {
-    let (tally, _) = recorder.sum();
+    let tally = recorder.sum();
     (tally.counts.sent > 0 && tally.counts.answered == 0).then(|| (tally.counts.sent, first_cause(&tally)))
 }
 

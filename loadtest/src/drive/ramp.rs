@@ -129,13 +129,13 @@ impl<T: Target> Driver<'_, T> {
                 let order = super::turn::Order { seed: self.plan.seed.wrapping_add(pass), ..order };
                 let mut into = super::Into { rounds: &mut climbed, series: &mut found[arm].series };
                 let seconds = self.turn(arm, Phase::Rate(rate), order, &recorder, Some(&mut into)).await;
-                let (mut tally, good) = recorder.sum();
+                let mut tally = recorder.sum();
                 tally.seconds = seconds;
                 if self.stopped() {
                     // What was cut off says nothing of the rate.
                     break 'passes;
                 }
-                let met = held(slo, tally.counts.answered, good, &tally.latency) && !rises(&climbed);
+                let met = held(slo, tally.counts.answered, tally.good, &tally.latency) && !rises(&climbed);
                 steps.push(Step {
                     arm,
                     rate,

@@ -119,8 +119,6 @@ impl Instants {
 #[derive(Debug, Default)]
 struct Kept {
     tally: Tally,
-    /// Requests that carried good images, to which an answer is due.
-    good: u64,
     rounds: BTreeMap<u64, Part>,
     seconds: BTreeMap<u64, Instants>,
     /// The first and the last answer since this was asked last.
@@ -181,14 +179,18 @@ impl Recorder {
         let sent = request.sent.unwrap_or(request.done);
         let spent = Spent {
             latency,
-            delay: request.sent.filter(|sent| *sent != request.due).map(|sent| micros(sent - request.due)),
+            // A request that is broken waits for a client that breaks it, which is nobody's latency.
+            delay: request
+                .sent
+                .filter(|sent| *sent != request.due && !matches!(request.load, Payload::Broken { .. }))
+                .map(|sent| micros(sent - request.due)),
             service: micros(request.done.saturating_duration_since(sent)),
         };
         let (second, round) = (clock.second(request.due), clock.round(request.done));
 
         let mut kept = self.shard(client).kept();
         kept.tally.count(reply, spent, self.within);
-        kept.good += u64::from(matches!(request.load, Payload::Images { .. }));
+        kept.tally.good += u64::from(matches!(request.load, Payload::Images { .. }));
         let in_second = kept.seconds.entry(second).or_default();
         in_second.counts.sent += 1;
         match reply {
@@ -272,16 +274,15 @@ impl Recorder {
         all
     }
 
-    /// The sum of all, and how many requests carried good images.
-    pub(super) fn sum(&self) -> (Tally, u64) {
-        let (mut sum, mut good) = (Tally::default(), 0);
+    /// The sum of all.
+    pub(super) fn sum(&self) -> Tally {
+        let mut sum = Tally::default();
         for shard in &self.shards {
             let kept = shard.kept();
             sum.add(&kept.tally);
             sum.counts.sent += shard.sent.load(Ordering::Relaxed);
-            good += kept.good;
         }
-        (sum, good)
+        sum
     }
 }
 

@@ -89,6 +89,7 @@ impl Tally {
     /// Adds what another tally of the same arm counted.
     pub fn add(&mut self, other: &Self) {
         self.counts.add(&other.counts);
+        self.good += other.good;
         self.in_time += other.in_time;
         let histograms = [
             (&mut self.latency, &other.latency),

@@ -181,12 +181,7 @@ fn arms(page: &mut String, report: &Report) {
             any(|arm| arm.counts.broken > 0),
         ),
         ("changed", "answers unlike the image's first", |arm| Some(amount(arm.changed)), any(|arm| arm.changed > 0)),
-        (
-            "in time",
-            "of what was sent",
-            in_time,
-            any(|arm| arm.in_time < arm.counts.sent - arm.counts.broken.min(arm.counts.sent)),
-        ),
+        ("in time", "of the good requests", in_time, any(|arm| arm.in_time < arm.good)),
         ("of peak", "goodput to what the closed load before reached", of_peak, any(|arm| arm.peak.is_some())),
         ("accuracy", "of the images with a label", |arm| arm.accuracy().map(accuracy), any(|arm| arm.labelled > 0)),
         ("blocks", "kept, the mean over images", |arm| arm.mean_blocks().map(plain), any(|arm| !arm.blocks.is_empty())),

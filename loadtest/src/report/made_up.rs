@@ -169,7 +169,7 @@ fn arm(random: &mut ChaCha8Rng, at: u64, name: &str) -> ArmReport {
         arm.counts.add(&counts);
     }
     arm.quantiles = Quantiles::from(&arm.latency);
-    arm.in_time = arm.counts.answered;
+    (arm.good, arm.in_time) = (arm.counts.sent, arm.counts.answered);
     arm.seconds = TURNS as f64;
     arm.throughput = arm.images as f64 / arm.seconds;
     arm.goodput = arm.in_time as f64 / arm.seconds;
@@ -191,6 +191,7 @@ fn nothing(name: &str) -> ArmReport {
         name: name.to_owned(),
         server: "blockdrop 0.1.0, cifar10-resnet32 version 1".to_owned(),
         counts: Counts::default(),
+        good: 0,
         in_time: 0,
         seconds: 0.0,
         throughput: 0.0,

@@ -63,6 +63,8 @@ pub struct ArmReport {
     /// What the server says it is, where it says so: `blockdrop 0.1.0, cifar10-resnet32 version 1`.
     pub server: String,
     pub counts: Counts,
+    /// Requests that carried good images, to which an answer is due.
+    pub good: u64,
     /// Answers within the objective, or the timeout.
     pub in_time: u64,
     /// Under load.

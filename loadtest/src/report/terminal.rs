@@ -84,11 +84,7 @@ fn counts(arms: &[ArmReport], width: u16) -> Table {
         ("timed out>", |arm| Some(amount(arm.counts.timed_out)), true),
         ("broken>", |arm| Some(amount(arm.counts.broken)), any(|arm| arm.counts.broken > 0)),
         ("changed>", |arm| Some(amount(arm.changed)), any(|arm| arm.changed > 0)),
-        (
-            "in time>",
-            |arm| in_time(arm),
-            any(|arm| arm.in_time < arm.counts.sent - arm.counts.broken.min(arm.counts.sent)),
-        ),
+        ("in time>", |arm| in_time(arm), any(|arm| arm.in_time < arm.good)),
         ("of peak>", |arm| of_peak(arm), any(|arm| arm.peak.is_some())),
         ("blocks>", |arm| arm.mean_blocks().map(plain), any(|arm| !arm.blocks.is_empty())),
         ("FLOPs>", |arm| arm.flops_share().map(share), any(|arm| arm.flops.is_some())),
@@ -107,10 +103,9 @@ pub(super) fn absent() -> String {
     "–".to_owned()
 }
 
-/// The share of answers that were in time.
+/// The share of the good requests that were answered in time.
 pub(super) fn in_time(arm: &ArmReport) -> Option<String> {
-    let sent = arm.counts.sent - arm.counts.broken.min(arm.counts.sent);
-    (sent > 0).then(|| share(arm.in_time as f64 / sent as f64))
+    (arm.good > 0).then(|| share(arm.in_time as f64 / arm.good as f64))
 }
 
 /// Goodput to what the closed load before reached.
