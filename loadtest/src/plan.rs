@@ -160,6 +160,17 @@ pub struct Faults {
 }
 
 impl Protocol {
+    pub const ALL: [Self; 8] = [
+        Self::Classify,
+        Self::ClassifyMultipart,
+        Self::OipJson,
+        Self::OipBinary,
+        Self::GrpcOip,
+        Self::GrpcOipStream,
+        Self::Grpc,
+        Self::GrpcStream,
+    ];
+
     /// Spoken over gRPC, on HTTP/2.
     pub fn is_grpc(self) -> bool {
         matches!(self, Self::GrpcOip | Self::GrpcOipStream | Self::Grpc | Self::GrpcStream)

@@ -119,16 +119,17 @@ settings! {
     #[arg(long, help_heading = "Request")]
     datatype: Option<Pixels>,
 
-    /// FP32: width and height that the model wants, such as 32x32 [default: what blockdrop's model says, with its mean and
-    /// deviation].
+    /// FP32: width and height that the model wants, such as 32x32, with --mean and --std beside it [default: what blockdrop's
+    /// model says over HTTP].
     #[arg(long, help_heading = "Request")]
     input_size: Option<Size>,
 
-    /// FP32: what is taken from each channel's values, which go from 0 to 1 [default: 0,0,0].
+    /// FP32: what is taken from each channel's values, which go from 0 to 1 [default: as of
+    /// --input-size].
     #[arg(long, help_heading = "Request")]
     mean: Option<Three>,
 
-    /// FP32: what they are then divided by [default: 1,1,1].
+    /// FP32: what they are then divided by [default: as of --input-size].
     #[arg(long, help_heading = "Request")]
     std: Option<Three>,
 

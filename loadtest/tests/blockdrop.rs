@@ -9,7 +9,7 @@ use blockdrop_loadtest::record::{Fault, Image, Payload, Reply};
 use blockdrop_loadtest::target::{Caller, Target};
 use blockdrop_loadtest::wire::{Wire, classes};
 use blockdrop_testkit::Net;
-use common::{PROTOCOLS, Server, arm, call, fp32, images, is_http, is_oip, plan, pool, several};
+use common::{Server, arm, call, fp32, images, plan, pool, several};
 
 fn answered(reply: Reply) -> Vec<Image> {
     match reply {
@@ -22,7 +22,7 @@ fn answered(reply: Reply) -> Vec<Image> {
 async fn parameters_reach_the_server_in_every_protocol() {
     let server = Server::start(&Net::tiny(3), &[]);
     let pool = pool(4, 16);
-    for protocol in PROTOCOLS {
+    for protocol in Protocol::ALL {
         for (parameters, blocks) in [
             (&[("path", "first_k:2")][..], Some(2)),
             (&[("path", "mask:110010")], Some(3)),
@@ -30,7 +30,7 @@ async fn parameters_reach_the_server_in_every_protocol() {
             (&[("path", "full")], Some(6)),
             (&[("max_blocks", "0"), ("threshold", "0.25")], Some(0)),
         ] {
-            if parameters.iter().any(|(_, value)| *value == "9e9") && !is_oip(protocol) {
+            if parameters.iter().any(|(_, value)| *value == "9e9") && !protocol.is_oip() {
                 continue;
             }
             let plan = plan(protocol, server.arm(protocol, parameters));
@@ -52,9 +52,9 @@ async fn parameters_reach_the_server_in_every_protocol() {
 async fn bad_inputs_are_refused_in_every_protocol() {
     let server = Server::start(&Net::tiny(3), &[]);
     let pool = pool(3, 16);
-    for protocol in PROTOCOLS {
+    for protocol in Protocol::ALL {
         for pixels in [false, true] {
-            if pixels && !is_oip(protocol) {
+            if pixels && !protocol.is_oip() {
                 continue;
             }
             let mut plan = plan(protocol, server.arm(protocol, &[]));
@@ -90,7 +90,7 @@ fn slow() -> Net {
 async fn overload_is_refused_and_nothing_fails() {
     let server = Server::start(&slow(), &["--workers", "1", "--max-batch", "1", "--max-queue", "1"]);
     let pool = pool(2, 64);
-    for protocol in PROTOCOLS {
+    for protocol in Protocol::ALL {
         let plan = plan(protocol, server.arm(protocol, &[("path", "full")]));
         let wire = Wire::prepare(&plan, &pool).await.unwrap();
         let many = (0..8).map(|first| {
@@ -109,7 +109,7 @@ async fn overload_is_refused_and_nothing_fails() {
 async fn what_the_server_gives_up_is_timed_out() {
     let server = Server::start(&slow(), &["--workers", "1", "--request-timeout", "1ms"]);
     let pool = pool(2, 64);
-    for protocol in PROTOCOLS {
+    for protocol in Protocol::ALL {
         // Asking for the model runs an image, which this server cannot.
         if matches!(protocol, Protocol::Grpc | Protocol::GrpcStream) {
             continue;
@@ -125,7 +125,7 @@ async fn what_the_server_gives_up_is_timed_out() {
 async fn a_call_that_is_dropped_leaves_the_caller_fit() {
     let server = Server::start(&slow(), &[]);
     let pool = pool(2, 64);
-    for protocol in PROTOCOLS {
+    for protocol in Protocol::ALL {
         let plan = plan(protocol, server.arm(protocol, &[("path", "full")]));
         let wire = Wire::prepare(&plan, &pool).await.unwrap();
         let mut caller = wire.caller(0);
@@ -187,7 +187,7 @@ async fn many_callers_share_a_wire() {
     for protocol in [Protocol::Classify, Protocol::Grpc, Protocol::GrpcOipStream] {
         for new_connections in [false, true] {
             let mut plan = plan(protocol, server.arm(protocol, &[]));
-            plan.request.new_connections = new_connections && is_http(protocol);
+            plan.request.new_connections = new_connections && !protocol.is_grpc();
             let wire = Wire::prepare(&plan, &pool).await.unwrap();
             let callers = (0..40).map(|at| {
                 let mut caller = wire.caller(0);
@@ -210,7 +210,7 @@ async fn keys_are_sent() {
     let key = "0123456789abcdef-key";
     let server = Server::start_with(&Net::tiny(3), &[], &[("BLOCKDROP_API_KEYS", key)]);
     let pool = pool(1, 16);
-    for protocol in PROTOCOLS {
+    for protocol in Protocol::ALL {
         let mut plan = plan(protocol, server.arm(protocol, &[]));
         let error = Wire::prepare(&plan, &pool).await.map(drop).unwrap_err().to_string();
         assert!(error.contains("401") || error.contains("UNAUTHENTICATED"), "{protocol:?}: {error}");
@@ -224,7 +224,7 @@ async fn keys_are_sent() {
 async fn classes_come_from_the_server() {
     let server = Server::start(&Net::tiny(3), &[]);
     let expected: Vec<String> = (0..10).map(|class| format!("class {class}")).collect();
-    for protocol in PROTOCOLS {
+    for protocol in Protocol::ALL {
         for model in [Some("net".to_owned()), None] {
             let mut plan = plan(protocol, server.arm(protocol, &[]));
             plan.arms[0].model = model;
@@ -241,7 +241,7 @@ async fn what_does_not_fit_is_told_before_the_run() {
     let server = Server::start(&Net::tiny(3), &[]);
     let pool = pool(1, 16);
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    for protocol in PROTOCOLS {
+    for protocol in Protocol::ALL {
         let told = async |change: &dyn Fn(&mut blockdrop_loadtest::plan::Plan), parts: &[&str]| {
             let mut plan = plan(protocol, server.arm(protocol, &[]));
             change(&mut plan);
@@ -262,7 +262,7 @@ async fn what_does_not_fit_is_told_before_the_run() {
             .await;
         told(&|plan| plan.arms[0] = arm(server.url(protocol), &[("path", "first_k:99")]), &["path", "99 blocks"]).await;
         told(&|plan| plan.request.images = 0, &["0 images"]).await;
-        if is_oip(protocol) {
+        if protocol.is_oip() {
             told(&|plan| plan.request.input = "x".to_owned(), &["image FP32 [-1,3,16,16]", "named 'x'"]).await;
             told(&|plan| plan.request.datatype = fp32(32), &["[-1,3,16,16]", "[1, 3, 32, 32]"]).await;
             told(&|plan| plan.request.output = Some("scores".to_owned()), &["logits FP32 [-1,10]", "'scores'"]).await;
@@ -270,11 +270,11 @@ async fn what_does_not_fit_is_told_before_the_run() {
         if !several(protocol) {
             told(&|plan| plan.request.images = 2, &["2 images"]).await;
         }
-        if !is_http(protocol) {
+        if protocol.is_grpc() {
             told(&|plan| plan.request.new_connections = true, &["new connections"]).await;
         }
         // The other listener speaks another language.
-        let other = if is_http(protocol) { &server.grpc } else { &server.http };
+        let other = if !protocol.is_grpc() { &server.grpc } else { &server.http };
         told(&|plan| plan.arms[0].url.clone_from(other), &["arm 'arm'"]).await;
     }
 }
@@ -283,7 +283,7 @@ async fn what_does_not_fit_is_told_before_the_run() {
 async fn an_output_of_ones_own_choice_is_read() {
     let server = Server::start(&Net::tiny(3), &[]);
     let pool = pool(5, 16);
-    for protocol in PROTOCOLS.into_iter().filter(|protocol| is_oip(*protocol)) {
+    for protocol in Protocol::ALL.into_iter().filter(|protocol| protocol.is_oip()) {
         for output in ["logits", "class", "probabilities"] {
             let mut plan = plan(protocol, server.arm(protocol, &[]));
             plan.request.output = Some(output.to_owned());

@@ -2,11 +2,12 @@
 
 mod common;
 
+use blockdrop_loadtest::plan::Protocol;
 use blockdrop_loadtest::record::{Flops, Payload, Reply};
 use blockdrop_loadtest::responder::respond;
 use blockdrop_loadtest::target::Target;
 use blockdrop_loadtest::wire::{Wire, classes};
-use common::{PROTOCOLS, arm, call, fp32, is_http, is_oip, plan, pool, several};
+use common::{arm, call, fp32, plan, pool, several};
 use tokio::net::TcpListener;
 
 #[tokio::test]
@@ -17,19 +18,19 @@ async fn every_protocol_is_answered() {
     let (http_url, grpc_url) = (url(&http), url(&grpc));
     tokio::spawn(respond(http, grpc));
     let pool = pool(4, 20);
-    for protocol in PROTOCOLS {
+    for protocol in Protocol::ALL {
         for pixels in [false, true] {
-            if pixels && !is_oip(protocol) {
+            if pixels && !protocol.is_oip() {
                 continue;
             }
-            let mut plan = plan(protocol, arm(if is_http(protocol) { &http_url } else { &grpc_url }, &[]));
+            let mut plan = plan(protocol, arm(if !protocol.is_grpc() { &http_url } else { &grpc_url }, &[]));
             if several(protocol) {
                 plan.request.images = 3;
             }
             if pixels {
                 plan.request.datatype = fp32(8);
             }
-            if !is_oip(protocol) || is_http(protocol) {
+            if !protocol.is_oip() || !protocol.is_grpc() {
                 assert_eq!(classes(&plan.arms[0], &plan.request).await.unwrap().unwrap()[0], "class 0");
             }
             let wire = Wire::prepare(&plan, &pool).await.unwrap();

@@ -43,24 +43,13 @@ pub(crate) struct Options {
     responder_threads: u16,
 }
 
-const ALL: [Protocol; 8] = [
-    Protocol::Classify,
-    Protocol::ClassifyMultipart,
-    Protocol::OipJson,
-    Protocol::OipBinary,
-    Protocol::GrpcOip,
-    Protocol::GrpcOipStream,
-    Protocol::Grpc,
-    Protocol::GrpcStream,
-];
-
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     runtime(options.threads.into())?.block_on(async {
         let stop = stop_signal()?;
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["respond", "--threads", &options.responder_threads.to_string()]);
         let responder = Server::spawn(command).await?;
-        let protocols = if options.protocol.is_empty() { &ALL[..] } else { &options.protocol };
+        let protocols = if options.protocol.is_empty() { &Protocol::ALL[..] } else { &options.protocol };
         let mut rows = table(&["protocol", "requests/s>", "us a request>", "p50 ms>", "p99 ms>"], width());
         for protocol in protocols {
             let arm = one(options, &responder, *protocol, stop.clone()).await?;

@@ -79,7 +79,7 @@ pub(super) fn plan(plan: &Plan) -> String {
     let rate = if matches!(plan.load, Load::Ramp { .. }) { " and rate" } else { "" };
     let duration = humantime::format_duration;
     text += &format!(", {} for each arm{rate}", duration(plan.measure));
-    if plan.arms.len() > 1 {
+    if plan.arms.len() > 1 && rate.is_empty() {
         text += &format!(" in turns of {}", duration(plan.slice));
     }
     if let Some(slo) = &plan.slo {

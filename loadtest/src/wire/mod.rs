@@ -116,8 +116,7 @@ impl Target for Wire {
 
 /// Whether a protocol is one over HTTP/1.1.
 fn http(protocol: Protocol) -> bool {
-    use Protocol::{Classify, ClassifyMultipart, OipBinary, OipJson};
-    matches!(protocol, Classify | ClassifyMultipart | OipJson | OipBinary)
+    !protocol.is_grpc()
 }
 
 /// A client of one arm.

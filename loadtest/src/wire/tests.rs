@@ -8,7 +8,7 @@ use crate::wire::mail::Asked;
 #[path = "../../tests/common/mod.rs"]
 mod common;
 
-use common::{PROTOCOLS, Server, fp32, is_oip, plan, pool, several};
+use common::{Server, fp32, plan, pool, several};
 
 #[tokio::test]
 async fn all_protocols_agree_on_class_mask_and_flops() {
@@ -16,10 +16,10 @@ async fn all_protocols_agree_on_class_mask_and_flops() {
     let server = Server::start(&net, &[]);
     let pool = pool(12, 16);
     let mut first: Option<Vec<Facts>> = None;
-    for protocol in PROTOCOLS {
+    for protocol in Protocol::ALL {
         for pixels in [false, true] {
             for count in [1, 3] {
-                if (pixels && !is_oip(protocol)) || (count > 1 && !several(protocol)) {
+                if (pixels && !protocol.is_oip()) || (count > 1 && !several(protocol)) {
                     continue;
                 }
                 let mut plan = plan(protocol, server.arm(protocol, &[]));
@@ -44,8 +44,8 @@ async fn all_protocols_agree_on_class_mask_and_flops() {
                     assert!((one.score.unwrap() - other.score.unwrap()).abs() < 1e-4, "{one:?} {other:?}");
                     assert!((one.second.unwrap() - other.second.unwrap()).abs() < 1e-4, "{one:?} {other:?}");
                     let full = other.flops.unwrap().full;
-                    assert!(full == net.full_flops() || (full == 0 && is_oip(protocol) && count > 1), "{other:?}");
-                    assert_eq!(other.stages.is_some(), !(is_oip(protocol) && count > 1), "{protocol:?} {other:?}");
+                    assert!(full == net.full_flops() || (full == 0 && protocol.is_oip() && count > 1), "{other:?}");
+                    assert_eq!(other.stages.is_some(), !(protocol.is_oip() && count > 1), "{protocol:?} {other:?}");
                 }
             }
         }

@@ -18,30 +18,9 @@ use serde_json::Value;
 /// Guards against hanging; never a measure of speed.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-pub const PROTOCOLS: [Protocol; 8] = [
-    Protocol::Classify,
-    Protocol::ClassifyMultipart,
-    Protocol::OipJson,
-    Protocol::OipBinary,
-    Protocol::GrpcOip,
-    Protocol::GrpcOipStream,
-    Protocol::Grpc,
-    Protocol::GrpcStream,
-];
-
 /// Whether requests of the protocol may have several images.
 pub fn several(protocol: Protocol) -> bool {
     !matches!(protocol, Protocol::Classify | Protocol::Grpc | Protocol::GrpcStream)
-}
-
-pub fn is_http(protocol: Protocol) -> bool {
-    use Protocol::{Classify, ClassifyMultipart, OipBinary, OipJson};
-    matches!(protocol, Classify | ClassifyMultipart | OipJson | OipBinary)
-}
-
-pub fn is_oip(protocol: Protocol) -> bool {
-    use Protocol::{GrpcOip, GrpcOipStream, OipBinary, OipJson};
-    matches!(protocol, OipJson | OipBinary | GrpcOip | GrpcOipStream)
 }
 
 /// Pixels as the networks of the testkit take them.
@@ -111,7 +90,7 @@ impl Server {
 
     /// Where the protocol is spoken.
     pub fn url(&self, protocol: Protocol) -> &str {
-        if is_http(protocol) { &self.http } else { &self.grpc }
+        if !protocol.is_grpc() { &self.http } else { &self.grpc }
     }
 
     /// An arm of this server's model.
