@@ -61,7 +61,7 @@ impl Settings {
         if bad + faults.share > 1.0 {
             problems.push(format!("--bad and --faults: found {bad} and {}, expected 1 together at most", faults.share));
         }
-        if !self.start.unwrap_or(false) {
+        if self.start.is_none() {
             let useless = [
                 ("server-args", self.server_args.is_some()),
                 ("server-binary", self.server_binary.is_some()),
@@ -367,6 +367,9 @@ mod tests {
         flags(&["--load=ramp"]).plan(None).expect_err("a ramp looks for something");
         flags(&["--load=closed", "--rate=5"]).plan(None).expect_err("clients have no rate");
         flags(&["--start", "--url=http://a:1"]).plan(None).expect_err("one server or the other");
+        let elsewhere =
+            flags(&["--start=false", "--url=http://a:1"]).or(file("start = true\nserver-args = '--workers 1'"));
+        assert_eq!(elsewhere.plan(None).expect("a scenario for a server that runs").arms[0].url, "http://a:1");
         flags(&["--batch=2"]).plan(None).expect_err("a body is an image");
         flags(&["--input=x"]).plan(None).expect_err("of another protocol");
         let pixels = ["--datatype=FP32", "--protocol=oip-json"];
