@@ -74,7 +74,7 @@ impl Settings {
         let (arms, baseline) = arms::arms(self, protocol, started, &mut problems);
         self.conditions(&arms, baseline, &mut problems);
         let batch = self.batch.unwrap_or(1);
-        if batch > 1 && matches!(protocol, Protocol::Classify | Protocol::Grpc | Protocol::GrpcStream) {
+        if batch > 1 && !protocol.takes_several() {
             let several = "1, or --protocol classify-multipart or one of the inference protocol";
             problems.push(format!("--batch: found {batch}, expected {several}"));
         }

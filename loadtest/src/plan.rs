@@ -176,6 +176,11 @@ impl Protocol {
         matches!(self, Self::GrpcOip | Self::GrpcOipStream | Self::Grpc | Self::GrpcStream)
     }
 
+    /// Whether a request may have several images.
+    pub fn takes_several(self) -> bool {
+        !matches!(self, Self::Classify | Self::Grpc | Self::GrpcStream)
+    }
+
     /// The Open Inference Protocol, which servers other than blockdrop speak too.
     pub fn is_oip(self) -> bool {
         matches!(self, Self::OipJson | Self::OipBinary | Self::GrpcOip | Self::GrpcOipStream)

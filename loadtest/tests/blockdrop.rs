@@ -9,7 +9,7 @@ use blockdrop_loadtest::record::{Fault, Image, Payload, Reply};
 use blockdrop_loadtest::target::{Caller, Target};
 use blockdrop_loadtest::wire::{Wire, classes};
 use blockdrop_testkit::Net;
-use common::{Server, arm, call, fp32, images, plan, pool, several};
+use common::{Server, arm, call, fp32, images, plan, pool};
 
 fn answered(reply: Reply) -> Vec<Image> {
     match reply {
@@ -61,7 +61,7 @@ async fn bad_inputs_are_refused_in_every_protocol() {
             if pixels {
                 plan.request.datatype = fp32(16);
             }
-            if several(protocol) {
+            if protocol.takes_several() {
                 plan.request.images = 2;
             }
             let wire = Wire::prepare(&plan, &pool).await.unwrap();
@@ -267,7 +267,7 @@ async fn what_does_not_fit_is_told_before_the_run() {
             told(&|plan| plan.request.datatype = fp32(32), &["[-1,3,16,16]", "[1, 3, 32, 32]"]).await;
             told(&|plan| plan.request.output = Some("scores".to_owned()), &["logits FP32 [-1,10]", "'scores'"]).await;
         }
-        if !several(protocol) {
+        if !protocol.takes_several() {
             told(&|plan| plan.request.images = 2, &["2 images"]).await;
         }
         if protocol.is_grpc() {

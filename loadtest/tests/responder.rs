@@ -7,7 +7,7 @@ use blockdrop_loadtest::record::{Flops, Payload, Reply};
 use blockdrop_loadtest::responder::respond;
 use blockdrop_loadtest::target::Target;
 use blockdrop_loadtest::wire::{Wire, classes};
-use common::{arm, call, fp32, plan, pool, several};
+use common::{arm, call, fp32, plan, pool};
 use tokio::net::TcpListener;
 
 #[tokio::test]
@@ -24,7 +24,7 @@ async fn every_protocol_is_answered() {
                 continue;
             }
             let mut plan = plan(protocol, arm(if !protocol.is_grpc() { &http_url } else { &grpc_url }, &[]));
-            if several(protocol) {
+            if protocol.takes_several() {
                 plan.request.images = 3;
             }
             if pixels {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
+use blockdrop::proto::code_name;
 use hyper::StatusCode;
 use serde::Deserialize;
 use tonic::{Code, Status};
@@ -74,7 +75,7 @@ impl Problem {
             (Code::InvalidArgument | Code::FailedPrecondition | Code::OutOfRange, _) => How::Input,
             _ => How::Other,
         };
-        let name = name(status.code());
+        let name = code_name(status.code());
         Self { how, kind: format!("{name} {code}"), message: format!("{name}: {}", status.message()) }
     }
 
@@ -102,29 +103,6 @@ impl Problem {
             () => (How::Input, "error"),
         };
         Self { how, kind: format!("{place} {kind}"), message: format!("{place}: {message}") }
-    }
-}
-
-/// A code's name, as the protocol writes it.
-fn name(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "CANCELLED",
-        Code::Unknown => "UNKNOWN",
-        Code::InvalidArgument => "INVALID_ARGUMENT",
-        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        Code::NotFound => "NOT_FOUND",
-        Code::AlreadyExists => "ALREADY_EXISTS",
-        Code::PermissionDenied => "PERMISSION_DENIED",
-        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        Code::FailedPrecondition => "FAILED_PRECONDITION",
-        Code::Aborted => "ABORTED",
-        Code::OutOfRange => "OUT_OF_RANGE",
-        Code::Unimplemented => "UNIMPLEMENTED",
-        Code::Internal => "INTERNAL",
-        Code::Unavailable => "UNAVAILABLE",
-        Code::DataLoss => "DATA_LOSS",
-        Code::Unauthenticated => "UNAUTHENTICATED",
     }
 }
 

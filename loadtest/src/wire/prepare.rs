@@ -129,7 +129,7 @@ fn check(request: &plan::Request) -> Result<(), WireError> {
     if request.images == 0 {
         return wrong("0 images".to_owned(), "1 or more");
     }
-    if request.images > 1 && matches!(protocol, Protocol::Classify | Protocol::Grpc | Protocol::GrpcStream) {
+    if request.images > 1 && !protocol.takes_several() {
         let found = format!("{} images with protocol {protocol:?}", request.images);
         return wrong(found, "1: classify-multipart and the inference protocol take several");
     }

@@ -8,7 +8,7 @@ use crate::wire::mail::Asked;
 #[path = "../../tests/common/mod.rs"]
 mod common;
 
-use common::{Server, fp32, plan, pool, several};
+use common::{Server, fp32, plan, pool};
 
 #[tokio::test]
 async fn all_protocols_agree_on_class_mask_and_flops() {
@@ -19,7 +19,7 @@ async fn all_protocols_agree_on_class_mask_and_flops() {
     for protocol in Protocol::ALL {
         for pixels in [false, true] {
             for count in [1, 3] {
-                if (pixels && !protocol.is_oip()) || (count > 1 && !several(protocol)) {
+                if (pixels && !protocol.is_oip()) || (count > 1 && !protocol.takes_several()) {
                     continue;
                 }
                 let mut plan = plan(protocol, server.arm(protocol, &[]));

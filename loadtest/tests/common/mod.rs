@@ -18,11 +18,6 @@ use serde_json::Value;
 /// Guards against hanging; never a measure of speed.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Whether requests of the protocol may have several images.
-pub fn several(protocol: Protocol) -> bool {
-    !matches!(protocol, Protocol::Classify | Protocol::Grpc | Protocol::GrpcStream)
-}
-
 /// Pixels as the networks of the testkit take them.
 pub fn fp32(side: u32) -> Datatype {
     Datatype::Fp32 { height: side, width: side, mean: [0.5, 0.45, 0.4], std: [0.25, 0.25, 0.3] }

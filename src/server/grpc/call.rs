@@ -11,7 +11,7 @@ use tonic::{Code, Extensions, Status, Streaming};
 use tracing::Instrument;
 
 use super::body::{Arrived, Memory};
-use super::status;
+use crate::proto::code_name;
 use crate::scheduler::Refused;
 use crate::server::classify::{Request, Service};
 use crate::server::error::{Error, Kind};
@@ -103,7 +103,7 @@ struct Observed<'s> {
 impl Drop for Observed<'_> {
     fn drop(&mut self) {
         self.service.metrics.inflight.dec();
-        self.service.metrics.request("grpc", status::name(self.code), self.started.elapsed());
+        self.service.metrics.request("grpc", code_name(self.code), self.started.elapsed());
     }
 }
 
@@ -121,7 +121,7 @@ pub(super) async fn answered<T>(
     let caught = std::panic::AssertUnwindSafe(answer.instrument(span.clone())).catch_unwind();
     let result = caught.await.unwrap_or_else(|_| Err(Error::new(Kind::Internal, "the request could not be answered")));
     observed.code = result.as_ref().map_or_else(|error| error.kind.grpc(), |_| Code::Ok);
-    span.record("status", status::name(observed.code));
+    span.record("status", code_name(observed.code));
     if observed.code == Code::Internal {
         tracing::error!(request_id = call.id.as_str(), method, "a request failed inside");
     }

@@ -24,6 +24,7 @@ use super::classify::Service;
 use super::error::Error;
 use super::http::{REQUEST_ID, RequestId};
 use super::keys::{Guard, Keys};
+use crate::proto::code_name;
 use crate::proto::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
 use crate::proto::v1::classifier_server::ClassifierServer;
 use call::Call;
@@ -101,7 +102,7 @@ async fn head(State((service, guard)): State<(Arc<Service>, Guard)>, request: Re
         Err(error) => (refused(error), false),
     };
     if !counted && let Some(status) = Status::from_header_map(response.headers()) {
-        service.metrics.request("grpc", status::name(status.code()), started.elapsed());
+        service.metrics.request("grpc", code_name(status.code()), started.elapsed());
     }
     if let Ok(value) = HeaderValue::from_str(id.as_str()) {
         response.headers_mut().insert(REQUEST_ID, value);
