@@ -6,6 +6,7 @@ use std::panic::AssertUnwindSafe;
 
 use fast_image_resize::images::{Image as Resized, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use image::error::LimitErrorKind;
 use image::{DynamicImage, ImageDecoder, ImageError as DecodeError, ImageFormat, ImageReader, RgbImage};
 
 use crate::bundle::{Filter, InputSpec};
@@ -16,6 +17,13 @@ pub const TYPES: &str = "JPEG, PNG, WebP, BMP or GIF";
 /// Pixels of an image, at most, where nothing else is said.
 pub const MAX_PIXELS: u64 = 64_000_000;
 
+/// Pixels of a side, at most: what JPEG and GIF can have. A row of it is small whatever the format, and decoders hold
+/// several.
+const LONGEST_SIDE: u32 = 65_535;
+
+/// Bytes of a colour profile, at most, beside what the file itself has: those in use have a few million.
+const PROFILE: u64 = 4 << 20;
+
 /// An image that cannot be classified.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ImageError {
@@ -25,6 +33,8 @@ pub enum ImageError {
     UnknownType { start: String },
     #[error("the image has {width} x {height} pixels, expected at most {most} pixels")]
     TooManyPixels { width: u32, height: u32, most: u64 },
+    #[error("the image has a side of more than {LONGEST_SIDE} pixels, expected at most {LONGEST_SIDE}")]
+    TooLong,
     #[error("the image needs more memory than {most} pixels take, expected at most {most} pixels")]
     TooMuchMemory { most: u64 },
     #[error("the {kind} image is damaged: {reason}; expected a whole {kind} file")]
@@ -56,14 +66,12 @@ pub fn decode(bytes: &[u8], max_pixels: u64) -> Result<RgbImage, ImageError> {
 
 fn decode_as(format: ImageFormat, kind: &'static str, bytes: &[u8], max_pixels: u64) -> Result<RgbImage, ImageError> {
     let damaged = |error: DecodeError| match error {
+        DecodeError::Limits(limit) if limit.kind() == LimitErrorKind::DimensionError => ImageError::TooLong,
         DecodeError::Limits(_) => ImageError::TooMuchMemory { most: max_pixels },
         error => ImageError::Damaged { kind, reason: error.to_string() },
     };
-    let mut limits = image::Limits::no_limits();
-    // The widest pixels, 16-bit RGBA, take eight bytes.
-    limits.max_alloc = Some(max_pixels.saturating_mul(8).saturating_add(1 << 20));
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
-    reader.limits(limits);
+    reader.limits(limits(format, bytes.len(), max_pixels));
     let mut decoder = reader.into_decoder().map_err(damaged)?;
     let (width, height) = decoder.dimensions();
     if u64::from(width) * u64::from(height) > max_pixels {
@@ -78,6 +86,20 @@ fn decode_as(format: ImageFormat, kind: &'static str, bytes: &[u8], max_pixels: 
     let mut image = DynamicImage::ImageRgb8(image.into_rgb8());
     image.apply_orientation(orientation);
     Ok(image.into_rgb8())
+}
+
+/// What a decoder of `format` may take for a file of `length` bytes.
+fn limits(format: ImageFormat, length: usize, max_pixels: u64) -> image::Limits {
+    let mut limits = image::Limits::no_limits();
+    (limits.max_image_width, limits.max_image_height) = (Some(LONGEST_SIDE), Some(LONGEST_SIDE));
+    limits.max_alloc = Some(match format {
+        // Of what is beside the pixels: chunks as they are, once more as they are kept, a row, and a colour profile,
+        // which is compressed. One that is larger is passed over.
+        ImageFormat::Png => 2 * length as u64 + PROFILE,
+        // The widest pixels, 16-bit RGBA, take eight bytes.
+        _ => max_pixels.saturating_mul(8).saturating_add(1 << 20),
+    });
+    limits
 }
 
 fn sniff(bytes: &[u8]) -> Option<(ImageFormat, &'static str)> {
@@ -262,6 +284,60 @@ mod tests {
         assert_eq!(error, ImageError::TooManyPixels { width: 60_000, height: 60_000, most: MOST });
         assert!(decode(&encode(&gradient(33, 31), ImageFormat::Png), 1023).is_ok());
         assert!(decode(&encode(&gradient(32, 32), ImageFormat::Png), 1023).is_err());
+    }
+
+    /// A PNG file with these chunks, of which a decoder sees no more than its limits let it.
+    fn chunks(chunks: &[(&[u8; 4], Vec<u8>)]) -> Vec<u8> {
+        let mut bytes = b"\x89PNG\r\n\x1a\n".to_vec();
+        for (name, content) in chunks {
+            let mut sum = flate2::Crc::new();
+            sum.update(*name);
+            sum.update(content);
+            bytes.extend((content.len() as u32).to_be_bytes());
+            bytes.extend([&name[..], content, &sum.sum().to_be_bytes()].concat());
+        }
+        bytes
+    }
+
+    fn zlib(bytes: usize) -> Vec<u8> {
+        let mut packed = Vec::new();
+        let zeros = std::io::Read::take(std::io::repeat(0), bytes as u64);
+        std::io::Read::read_to_end(
+            &mut flate2::read::ZlibEncoder::new(zeros, flate2::Compression::fast()),
+            &mut packed,
+        )
+        .unwrap();
+        packed
+    }
+
+    fn rgb(width: u32, height: u32) -> (&'static [u8; 4], Vec<u8>) {
+        (b"IHDR", [&width.to_be_bytes()[..], &height.to_be_bytes(), &[8, 2, 0, 0, 0]].concat())
+    }
+
+    #[test]
+    fn rows_are_short_whatever_the_shape() {
+        let decoded = |width: u32, height: u32| {
+            let pixels = zlib(height as usize * (1 + 3 * width as usize));
+            decode(&chunks(&[rgb(width, height), (b"IDAT", pixels), (b"IEND", Vec::new())]), MOST)
+        };
+        assert_eq!(decoded(65_535, 1).unwrap().dimensions(), (65_535, 1));
+        assert_eq!(decoded(1, 65_535).unwrap().dimensions(), (1, 65_535));
+        assert_eq!(decoded(65_536, 1), Err(ImageError::TooLong));
+        assert_eq!(decoded(1, 65_536), Err(ImageError::TooLong));
+    }
+
+    #[test]
+    fn a_colour_profile_takes_little_however_much_it_unpacks_to() {
+        let with = |profile: usize| {
+            let profile = [b"name\0\0", &zlib(profile)[..]].concat();
+            let png = chunks(&[rgb(1, 1), (b"iCCP", profile), (b"IDAT", zlib(4)), (b"IEND", Vec::new())]);
+            assert_eq!(decode(&png, MOST).unwrap().dimensions(), (1, 1));
+            let limits = limits(ImageFormat::Png, png.len(), MOST);
+            let mut decoder = image::codecs::png::PngDecoder::with_limits(Cursor::new(png), limits).unwrap();
+            decoder.icc_profile().unwrap().map(|profile| profile.len())
+        };
+        assert_eq!(with(3 << 20), Some(3 << 20));
+        assert_eq!(with(64 << 20), None);
     }
 
     #[test]

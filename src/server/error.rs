@@ -128,7 +128,9 @@ impl From<ImageError> for Error {
         let kind = match error {
             ImageError::Empty => Kind::EmptyBody,
             ImageError::UnknownType { .. } => Kind::UnsupportedImageType,
-            ImageError::TooManyPixels { .. } | ImageError::TooMuchMemory { .. } => Kind::ImageTooLarge,
+            ImageError::TooManyPixels { .. } | ImageError::TooLong | ImageError::TooMuchMemory { .. } => {
+                Kind::ImageTooLarge
+            }
             ImageError::Damaged { .. } => Kind::InvalidImage,
         };
         Self::new(kind, error.to_string())
