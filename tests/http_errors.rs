@@ -291,3 +291,29 @@ async fn wrong_json() {
     check(&found, 400, "invalid_body", &["JSON: ", SHAPE]);
     lives(&server).await;
 }
+
+/// What is quoted is quoted in part, however long it is.
+#[tokio::test]
+async fn answers_are_short_whatever_was_found() {
+    let server = started();
+    let long = "a".repeat(60_000);
+    let json = "content-type: application/json\r\n";
+    let infer = |body: &str| {
+        let length = body.len();
+        format!("POST /v2/models/net/infer HTTP/1.1\r\nhost: test\r\ncontent-length: {length}\r\n\r\n{body}")
+            .into_bytes()
+    };
+    for (request, end) in [
+        (post("", json, format!("{{\"{long}\":1}}").as_bytes()), r#"expected {"images":[{"b64":"..."}]}"#),
+        (post("", json, format!("{{\"images\":\"{long}\"}}").as_bytes()), r#"expected {"images":[{"b64":"..."}]}"#),
+        (infer(&format!("{{\"inputs\":\"{long}\"}}")), r#"expected {"inputs":[...]}"#),
+    ] {
+        let found = send(&server, &request).await;
+        check(&found, 400, "invalid_body", &["aaaaaaaa…aaaaaaaa", end]);
+        assert!(found.body.len() < 4096, "{}", found.body.len());
+    }
+    let found = send(&server, &post(&format!("?{long}=1"), "", b"x")).await;
+    check(&found, 400, "invalid_parameter", &["query: ", "…"]);
+    assert!(found.body.len() < 4096, "{}", found.body.len());
+    lives(&server).await;
+}

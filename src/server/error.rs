@@ -6,6 +6,7 @@ use crate::image::ImageError;
 use crate::policy::PolicyError;
 use crate::registry::{ChangeError, Unknown};
 use crate::scheduler::{Refused, WorkError};
+use crate::text::bounded;
 
 /// What kind of error it is; fixes the status and the machine-readable code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,8 +91,9 @@ pub struct Error {
 }
 
 impl Error {
+    /// An error with this `message`, of which at most 2,048 bytes are kept: a library's may quote a whole body.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into() }
+        Self { kind, message: bounded(message.into()) }
     }
 }
 
