@@ -174,6 +174,32 @@ async fn bombs_cost_little() {
     server.stop();
 }
 
+/// A thousand times as many streams as a client has a use for, each with its own head to set up.
+#[tokio::test]
+async fn many_streams_of_next_to_nothing_are_refused_early() {
+    let server = Server::start(models("net", &Net::tiny(5)).path(), &[]);
+    for (encoding, one) in [("gzip", gzip(b"")), ("gzip", gzip(b"x")), ("deflate", zlib(b""))] {
+        let body = one.repeat((8 << 20) / one.len());
+        let found = send(&server, encoding, &body).await;
+        check(&found, 400, "invalid_body", &[encoding, "bytes that decompress to", "expected a stream"]);
+    }
+    // What does not compress passes, in one stream or in several.
+    let noise: Vec<u8> = {
+        let mut state = 1u32;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as u8
+        };
+        (0..4 << 20).map(|_| next()).collect()
+    };
+    let several: Vec<u8> = noise.chunks(64 << 10).flat_map(gzip).collect();
+    for body in [gzip(&noise), several] {
+        assert!(body.len() > noise.len());
+        check(&send(&server, "gzip", &body).await, 415, "unsupported_image_type", &["the image's type is unknown"]);
+    }
+    server.stop();
+}
+
 #[tokio::test]
 async fn answers_are_compressed_where_that_is_asked_for_and_worth_it() {
     let server = started();

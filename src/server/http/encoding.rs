@@ -2,6 +2,8 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_compression::tokio::bufread::{GzipDecoder, ZlibDecoder};
 use axum::Router;
@@ -95,9 +97,18 @@ fn too_large(found: &str, most: usize) -> Error {
 /// The decompressed body; its errors are [`Error`]s.
 fn decoded(encoding: Encoding, body: Body, most: usize) -> Body {
     const CHUNK: usize = 16 << 10;
+    /// Bytes that may arrive for nothing.
+    const FOR_NOTHING: usize = 64 << 10;
     let mut arrived = 0;
+    let came_out = Arc::new(AtomicUsize::new(0));
+    let so_far = Arc::clone(&came_out);
     let compressed = body.into_data_stream().map(move |chunk| -> io::Result<Bytes> {
         let chunk = chunk.map_err(|error| io::Error::other(Error::broken_off(&error)))?;
+        // Small streams one after another cost far more than their bytes, and what compresses makes nothing longer.
+        let out = so_far.load(Ordering::Relaxed);
+        if arrived > out + out / 8 + FOR_NOTHING {
+            return Err(io::Error::other(padded(encoding, arrived, out)));
+        }
         arrived += chunk.len();
         // A stream may decompress to nothing for ever.
         if arrived > most { Err(io::Error::other(too_large(&format!("more than {most}"), most))) } else { Ok(chunk) }
@@ -116,13 +127,21 @@ fn decoded(encoding: Encoding, body: Body, most: usize) -> Body {
             Box::pin(decoder)
         }
     };
-    Body::from_stream(stream::try_unfold(decoder, move |mut decoder| async move {
+    Body::from_stream(stream::try_unfold((decoder, came_out), move |(mut decoder, came_out)| async move {
         // What little came may become much: others get their turn.
         tokio::task::coop::consume_budget().await;
         let mut chunk = BytesMut::with_capacity(CHUNK);
         let length = decoder.read_buf(&mut chunk).await.map_err(|error| damaged(encoding, &error))?;
-        Ok::<_, Error>((length > 0).then(|| (chunk.freeze(), decoder)))
+        came_out.fetch_add(length, Ordering::Relaxed);
+        Ok::<_, Error>((length > 0).then(|| (chunk.freeze(), (decoder, came_out))))
     }))
+}
+
+fn padded(encoding: Encoding, arrived: usize, out: usize) -> Error {
+    let name = encoding.name();
+    let message =
+        format!("{name}: found {arrived} bytes that decompress to {out}, expected a stream that makes them fewer");
+    Error::new(Kind::InvalidBody, message)
 }
 
 /// Why a body cannot be decompressed.
