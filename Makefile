@@ -9,7 +9,7 @@ CARGO_DENY_VERSION := 0.20.2
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/blockdrop
 CARGO_DENY_HOME := $(CACHE)/cargo-deny-$(CARGO_DENY_VERSION)
 SHELL_SCRIPTS := .ci/run scripts/need
-PYTHON_SCRIPTS := scripts/fetch-onnxruntime scripts/venv tests/clients/grpcurl
+PYTHON_SCRIPTS := scripts/audit scripts/fetch-onnxruntime scripts/venv tests/clients/grpcurl
 
 # Tells the product where ONNX Runtime is; pip is what fetches it.
 with_onnxruntime = ORT_DYLIB_PATH="$$(scripts/fetch-onnxruntime)" && export ORT_DYLIB_PATH
@@ -131,8 +131,9 @@ fmt: ## format the Rust and the Python code
 	@$(lint_tools) && set -x && "$$tools/ruff" format $(PYTHON_SCRIPTS) .
 
 .PHONY: audit
-audit: $(CARGO_DENY_HOME)/bin/cargo-deny ## check the dependencies against the advisory database (online)
-	$(CARGO_DENY_HOME)/bin/cargo-deny --locked check advisories
+audit: $(CARGO_DENY_HOME)/bin/cargo-deny ## check the dependencies against the advisory database (ADVISORY_DB=... for a clone, offline)
+	@scripts/need python3 git
+	@ADVISORY_DB="$(ADVISORY_DB)" scripts/audit "$(CARGO_DENY_HOME)/bin/cargo-deny"
 
 $(CARGO_DENY_HOME)/bin/cargo-deny:
 	@scripts/need cargo cc
