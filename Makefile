@@ -9,7 +9,7 @@ CARGO_DENY_VERSION := 0.20.2
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/blockdrop
 CARGO_DENY_HOME := $(CACHE)/cargo-deny-$(CARGO_DENY_VERSION)
 SHELL_SCRIPTS := .ci/run scripts/need
-PYTHON_SCRIPTS := scripts/audit scripts/fetch-onnxruntime scripts/venv tests/clients/grpcurl
+PYTHON_SCRIPTS := scripts/audit scripts/fetch-onnxruntime scripts/sbom scripts/venv tests/clients/grpcurl
 
 # Tells the product where ONNX Runtime is; pip is what fetches it.
 with_onnxruntime = ORT_DYLIB_PATH="$$(scripts/fetch-onnxruntime)" && export ORT_DYLIB_PATH
@@ -134,6 +134,16 @@ fmt: ## format the Rust and the Python code
 audit: $(CARGO_DENY_HOME)/bin/cargo-deny ## check the dependencies against the advisory database (ADVISORY_DB=... for a clone, offline)
 	@scripts/need python3 git
 	@ADVISORY_DB="$(ADVISORY_DB)" scripts/audit "$(CARGO_DENY_HOME)/bin/cargo-deny"
+
+.PHONY: sbom
+sbom: ## list what the images ship as CycloneDX, in target/sbom/
+	@scripts/need cargo python3 git
+	@mkdir -p target/sbom
+	@$(CARGO) fetch --locked --quiet --target x86_64-unknown-linux-gnu --target aarch64-unknown-linux-gnu
+	@set -e; for each in cpu-x86_64 cpu-aarch64 cuda-x86_64; do \
+		scripts/sbom --image "$${each%%-*}" --machine "$${each#*-}" >target/sbom/"$$each.cdx.json"; \
+		echo "target/sbom/$$each.cdx.json"; \
+	done
 
 $(CARGO_DENY_HOME)/bin/cargo-deny:
 	@scripts/need cargo cc

@@ -86,7 +86,6 @@ def test_an_audit_says_what_is_missing(tmp_path):
         "GIT_CONFIG_COUNT": "1",
         "GIT_CONFIG_KEY_0": f"url.file://{tmp_path}/nowhere.insteadOf",
         "GIT_CONFIG_VALUE_0": "https://github.com/RustSec/advisory-db",
-        "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"),
     }
     done = audit("", **nowhere)
     assert done.returncode != 0
