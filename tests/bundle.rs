@@ -5,7 +5,10 @@
 use std::fs;
 use std::path::Path;
 
-use blockdrop::bundle::onnx::{ModelProto, tensor_shape_proto::dimension, type_proto};
+use blockdrop::bundle::onnx::{
+    AttributeProto, GraphProto, ModelProto, SparseTensorProto, StringStringEntryProto, TensorProto,
+    tensor_shape_proto::dimension, type_proto,
+};
 use blockdrop::bundle::{Bundle, sha256_hex};
 use blockdrop_testkit::{Kind, Net, Shortcut};
 use proptest::prelude::*;
@@ -157,7 +160,7 @@ fn a_graph_that_does_not_fit_is_named() {
     let dir = edit(|model| {
         model.graph.as_mut().unwrap().initializer[0].data_location = Some(1);
     });
-    refused(dir.path(), &["blocks/001.onnx: data of initializer", "external file"]);
+    refused(dir.path(), &["blocks/001.onnx: data of tensor", "external file"]);
     let dir = edit(|model| {
         let kind = model.graph.as_mut().unwrap().input[0].r#type.as_mut().unwrap();
         let Some(type_proto::Value::TensorType(tensor)) = kind.value.as_mut() else { panic!("a tensor") };
@@ -170,6 +173,43 @@ fn a_graph_that_does_not_fit_is_named() {
         tensor.shape.as_mut().unwrap().dim[1].value = Some(dimension::Value::DimValue(5));
     });
     refused(dir.path(), &["blocks/001.onnx: shape of the output as declared: found [5, 16, 16], expected [4, 16, 16]"]);
+}
+
+/// Wherever a graph may hold a tensor, its data is not another file's, which the server can read and its author cannot.
+#[test]
+fn no_tensor_of_a_graph_names_a_file() {
+    fn elsewhere() -> TensorProto {
+        let location =
+            StringStringEntryProto { key: Some("location".into()), value: Some("../../../etc/passwd".into()) };
+        TensorProto {
+            name: Some("secret".into()),
+            data_location: Some(1),
+            external_data: vec![location],
+            ..TensorProto::default()
+        }
+    }
+    fn sparse() -> SparseTensorProto {
+        SparseTensorProto { values: Some(elsewhere()), ..SparseTensorProto::default() }
+    }
+    fn attribute(graph: &mut GraphProto, attribute: AttributeProto) {
+        graph.node[0].attribute.push(AttributeProto { name: Some("value".into()), ..attribute });
+    }
+    let places: [fn(&mut GraphProto); 6] = [
+        |graph| graph.initializer.push(elsewhere()),
+        |graph| graph.sparse_initializer.push(sparse()),
+        |graph| attribute(graph, AttributeProto { t: Some(elsewhere()), ..AttributeProto::default() }),
+        |graph| attribute(graph, AttributeProto { tensors: vec![elsewhere()], ..AttributeProto::default() }),
+        |graph| attribute(graph, AttributeProto { sparse_tensor: Some(sparse()), ..AttributeProto::default() }),
+        |graph| attribute(graph, AttributeProto { sparse_tensors: vec![sparse()], ..AttributeProto::default() }),
+    ];
+    for place in places {
+        let dir = written(&Net::tiny(1));
+        edit_graph(dir.path(), "stem.onnx", |model| place(model.graph.as_mut().unwrap()));
+        refused(
+            dir.path(),
+            &["stem.onnx: data of tensor 'secret': found an external file, expected data inside the graph"],
+        );
+    }
 }
 
 #[test]

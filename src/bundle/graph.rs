@@ -56,12 +56,13 @@ impl Graph {
         let Some(graph) = model.graph.as_ref() else {
             return Err(wrong("graph", &"none", &"one"));
         };
+        // A path in a graph must not decide what the server reads.
         let external = |tensor: &&TensorProto| {
             tensor.data_location() == tensor_proto::DataLocation::External || !tensor.external_data.is_empty()
         };
-        if let Some(tensor) = graph.initializer.iter().find(external) {
+        if let Some(tensor) = tensors(graph).find(external) {
             return Err(wrong(
-                &format!("data of initializer '{}'", tensor.name()),
+                &format!("data of tensor '{}'", tensor.name()),
                 &"an external file",
                 &"data inside the graph",
             ));
@@ -124,6 +125,15 @@ impl Graph {
         }
         Err(BundleError::mismatch(&self.file, "output shape", Dims(&self.output), format!("{} ({whose})", Dims(shape))))
     }
+}
+
+/// Every tensor that a graph holds: its initializers and those in its nodes, dense and sparse.
+fn tensors(graph: &GraphProto) -> impl Iterator<Item = &TensorProto> {
+    let attributes = || graph.node.iter().flat_map(|node| &node.attribute);
+    let dense = attributes().flat_map(|attribute| attribute.t.iter().chain(&attribute.tensors));
+    let sparse = attributes().flat_map(|attribute| attribute.sparse_tensor.iter().chain(&attribute.sparse_tensors));
+    let sparse = sparse.chain(&graph.sparse_initializer).flat_map(|tensor| tensor.values.iter().chain(&tensor.indices));
+    graph.initializer.iter().chain(dense).chain(sparse)
 }
 
 fn only<'a>(
