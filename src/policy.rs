@@ -244,6 +244,8 @@ pub struct Selection {
     cutoff: f64,
     max_blocks: Option<usize>,
     max_flops: Option<u64>,
+    /// The request asked for no path, threshold or budget.
+    own: bool,
 }
 
 impl Choice {
@@ -285,6 +287,7 @@ impl Choice {
                 ));
             }
         }
+        let own = self == Self::default();
         let threshold = self.threshold.unwrap_or(threshold);
         if !(0.0..=1.0).contains(&threshold) {
             return Err(PolicyError::new("threshold", threshold.to_string(), "a probability from 0 to 1"));
@@ -303,6 +306,7 @@ impl Choice {
             cutoff: (threshold / (1.0 - threshold)).ln(),
             max_blocks: self.max_blocks,
             max_flops: self.max_flops,
+            own,
         })
     }
 }
@@ -315,6 +319,11 @@ impl Selection {
     /// Whether the policy network has to look at the image.
     pub fn needs_policy(&self) -> bool {
         self.path == Path::Learned
+    }
+
+    /// Whether the policy decides alone, by the model's own threshold: the request asked for no path, threshold or budget.
+    pub fn is_own(&self) -> bool {
+        self.own
     }
 
     /// The mask from the policy's logits for one image: `sigmoid(logit) >= threshold`, then the least wanted kept

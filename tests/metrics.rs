@@ -23,7 +23,7 @@ fn written() -> tempfile::TempDir {
 }
 
 /// The names and kinds that apply so far.
-const METRICS: [(&str, &str); 33] = [
+const METRICS: [(&str, &str); 36] = [
     ("blockdrop_requests_total", "counter"),
     ("blockdrop_images_total", "counter"),
     ("blockdrop_rejected_total", "counter"),
@@ -36,6 +36,9 @@ const METRICS: [(&str, &str); 33] = [
     ("blockdrop_flops_policy_total", "counter"),
     ("blockdrop_flops_full_total", "counter"),
     ("blockdrop_batch_size", "histogram"),
+    ("blockdrop_policy_images_total", "counter"),
+    ("blockdrop_policy_blocks_kept_total", "counter"),
+    ("blockdrop_policy_blocks_dropped_total", "counter"),
     ("blockdrop_queue_depth", "gauge"),
     ("blockdrop_inflight_requests", "gauge"),
     ("blockdrop_model_ready", "gauge"),
@@ -77,7 +80,12 @@ fn of_model(name: &str, blocks: usize) -> Vec<String> {
     let flops = ["flops_executed_total", "flops_policy_total", "flops_full_total"];
     let paths = ["hits", "misses", "evictions", "failures"].map(|what| format!("path_cache_{what}_total"));
     let shadow = ["runs", "agree", "path_seconds", "full_seconds"].map(|what| format!("shadow_{what}_total"));
-    let plain = ["images_total"].into_iter().chain(flops).chain(paths.iter().chain(&shadow).map(String::as_str));
+    let own = ["images", "blocks_kept", "blocks_dropped"].map(|what| format!("policy_{what}_total"));
+    let plain = ["images_total"]
+        .into_iter()
+        .chain(own.iter().map(String::as_str))
+        .chain(flops)
+        .chain(paths.iter().chain(&shadow).map(String::as_str));
     let histograms = ["blocks_kept_count", "blocks_kept_sum", "batch_size_count", "batch_size_sum"];
     let mut series: Vec<String> =
         plain.chain(histograms).map(|metric| format!("blockdrop_{metric}{{model=\"{name}\"}}")).collect();
@@ -127,7 +135,8 @@ async fn every_series_is_there_at_zero_before_the_first_request() {
         expected.push(format!("blockdrop_stage_duration_seconds_count{{stage=\"{stage}\"}}"));
     }
     expected.push("blockdrop_request_duration_seconds_count{protocol=\"http\"}".into());
-    expected.extend(["blockdrop_queue_depth", "blockdrop_inflight_requests"].map(String::from));
+    let gauges = ["blockdrop_queue_depth", "blockdrop_inflight_requests"];
+    expected.extend(gauges.map(String::from));
     for series in &expected {
         assert_eq!(found.of(series), 0.0, "{series}");
     }
@@ -154,6 +163,9 @@ struct Expected {
     kept: Vec<usize>,
     /// Images by the number of blocks they kept.
     by_count: Vec<usize>,
+    /// Images for which nothing was asked but what the policy decides, and blocks that they kept.
+    own: usize,
+    own_kept: usize,
     executed: u64,
     policy: u64,
     full: u64,
@@ -175,6 +187,10 @@ impl Expected {
         self.executed += costs.executed(&answer.mask);
         self.policy += if path == "policy" { costs.policy } else { 0 };
         self.full += costs.full();
+        if path == "policy" {
+            self.own += 1;
+            self.own_kept += answer.mask.kept();
+        }
         if path == "policy" && !answer.mask.is_full() {
             let full = reference.answer(image, &reference.selection("full"), 0);
             self.skipped += 1;
@@ -188,6 +204,10 @@ impl Expected {
         assert_eq!(of("flops_executed_total"), self.executed as f64);
         assert_eq!(of("flops_policy_total"), self.policy as f64);
         assert_eq!(of("flops_full_total"), self.full as f64);
+        assert_eq!(of("policy_images_total"), self.own as f64);
+        let dropped = self.own * self.kept.len() - self.own_kept;
+        assert_eq!(of("policy_blocks_kept_total"), self.own_kept as f64);
+        assert_eq!(of("policy_blocks_dropped_total"), dropped as f64);
         for (block, &kept) in self.kept.iter().enumerate() {
             assert_eq!(found.of(&block_series("kept", model, block)), kept as f64);
             assert_eq!(found.of(&block_series("dropped", model, block)), (self.images - kept) as f64);

@@ -253,23 +253,32 @@ fn look(model: &Arc<dyn Model>, jobs: Vec<(Place, Job)>) -> Vec<(Alike, Place, J
     decided
 }
 
+/// An image whose path runs.
+struct Asked {
+    pixels: Vec<f32>,
+    /// Whether the policy alone chose the path.
+    own: bool,
+    reply: Reply,
+    policy: Option<Duration>,
+}
+
 /// Runs a path over images that all have its mask, and answers them. Gives those that are to be run again.
 fn run_path(model: &Arc<dyn Model>, mask: &Mask, jobs: Vec<(Place, Job)>, sampler: &mut Sampler) -> Vec<Shadow> {
     let mut asked = Vec::with_capacity(jobs.len());
     for (_, job) in jobs {
-        let Job { work: Work { pixels, slot, .. }, reply, policy, .. } = job;
+        let Job { work: Work { pixels, selection, slot, .. }, reply, policy, .. } = job;
         drop(slot); // it does not wait any more
-        asked.push((pixels, reply, policy));
+        asked.push(Asked { pixels, own: selection.is_own(), reply, policy });
     }
     model.metrics().batch(asked.len());
     model.statistics().executed(asked.len());
-    let pixels: Vec<&[f32]> = asked.iter().map(|(pixels, ..)| &**pixels).collect();
+    let pixels: Vec<&[f32]> = asked.iter().map(|asked| &*asked.pixels).collect();
     let span = tracing::debug_span!("backbone", images = pixels.len(), blocks = mask.kept());
     let started = Instant::now();
     let results = span.in_scope(|| model.backend().run(mask, &pixels));
     let backbone = started.elapsed();
     let mut shadows = Vec::new();
-    for ((pixels, reply, policy), logits) in asked.into_iter().zip(results) {
+    for (Asked { pixels, own, reply, policy }, logits) in asked.into_iter().zip(results) {
         let result = match logits {
             Ok(logits) => {
                 let (policy_ran, policy) = (policy.is_some(), policy.unwrap_or_default());
@@ -280,7 +289,7 @@ fn run_path(model: &Arc<dyn Model>, mask: &Mask, jobs: Vec<(Place, Job)>, sample
                     shadows.push(Shadow { model, pixels, mask, class, next, other: None });
                 }
                 let answer = Answer { logits, mask: mask.clone(), policy_ran, policy, backbone };
-                model.metrics().answered(model.costs(), &answer);
+                model.metrics().answered(model.costs(), &answer, own);
                 Ok(answer)
             }
             Err(error) => Err(error.into()),

@@ -11,6 +11,7 @@ use prometheus::{
 };
 
 use super::kept::{Kept, KeptBlocks};
+use super::policy::{Decided, Decisions};
 use crate::engine::{Answer, PathMetrics};
 use crate::policy::Costs;
 
@@ -139,6 +140,7 @@ pub struct Metrics {
     shadow_seconds: [CounterVec; 2],
     shadow_dropped: IntCounterVec,
     blocks_kept: KeptBlocks,
+    decisions: Decisions,
     model_ready: IntGaugeVec,
     models: Mutex<HashMap<String, Arc<ModelMetrics>>>,
     started: Instant,
@@ -152,6 +154,7 @@ pub struct Metrics {
 pub struct ModelMetrics {
     images: IntCounter,
     blocks_kept: Kept,
+    decided: Decided,
     kept: Vec<IntCounter>,
     dropped: Vec<IntCounter>,
     flops_executed: Counter,
@@ -300,6 +303,7 @@ impl Metrics {
                 &["model", "reason"],
             ),
             blocks_kept,
+            decisions: Decisions::new(put),
             model_ready: gauges("blockdrop_model_ready", "1 where a model is loaded and warm."),
             queue_depth: gauge("blockdrop_queue_depth", "Images admitted whose path does not run yet."),
             inflight: gauge("blockdrop_inflight_requests", "Requests being answered."),
@@ -332,6 +336,7 @@ impl Metrics {
             paths: PathMetrics { hits, misses, evictions, failures, bytes },
             images: self.images.with_label_values(&[name]),
             blocks_kept: self.blocks_kept.model(name, blocks),
+            decided: self.decisions.model(name),
             kept: each(&self.block_kept),
             dropped: each(&self.block_dropped),
             flops_executed: self.flops[0].with_label_values(&[name]),
@@ -379,8 +384,8 @@ impl Metrics {
 }
 
 impl ModelMetrics {
-    /// Counts an image that was run.
-    pub fn answered(&self, costs: &Costs, answer: &Answer) {
+    /// Counts an image that was run; whether its path is the policy's `own` decision.
+    pub fn answered(&self, costs: &Costs, answer: &Answer, own: bool) {
         self.images.inc();
         self.blocks_kept.observe(answer.mask.kept());
         for ((keep, kept), dropped) in answer.mask.iter().zip(&self.kept).zip(&self.dropped) {
@@ -388,6 +393,9 @@ impl ModelMetrics {
         }
         self.flops_executed.inc_by(costs.executed(&answer.mask) as f64);
         self.flops_full.inc_by(costs.full() as f64);
+        if own {
+            self.decided.own(&answer.mask);
+        }
         if answer.policy_ran {
             self.flops_policy.inc_by(costs.policy as f64);
             self.policy.observe(answer.policy.as_secs_f64());

@@ -3,6 +3,7 @@
 mod kept;
 pub mod logs;
 pub mod metrics;
+mod policy;
 mod statistics;
 
 pub use metrics::{Metrics, ModelMetrics};
