@@ -31,6 +31,9 @@ pub struct PathTaken {
     pub mask: String,
     pub blocks_kept: usize,
     pub blocks_total: usize,
+    /// The keep threshold, where brownout raised it above the model's own; absent otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub brownout_threshold: Option<f64>,
 }
 
 /// FLOPs by the paper's convention: two per multiply-accumulate.
@@ -58,6 +61,7 @@ pub fn describe(engine: &Engine, selection: &Selection, answer: &Answer, top_k: 
             mask: answer.mask.to_string(),
             blocks_kept: answer.mask.kept(),
             blocks_total: answer.mask.len(),
+            brownout_threshold: answer.brownout,
         },
         flops: Flops { policy: spent - executed, executed, full, ratio: spent as f64 / full as f64 },
     }

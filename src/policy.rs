@@ -240,11 +240,11 @@ pub struct Choice {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Selection {
     path: Path,
-    /// Keep where the logit is at least this.
-    cutoff: f64,
+    /// Keep where the probability is at least this.
+    threshold: f64,
     max_blocks: Option<usize>,
     max_flops: Option<u64>,
-    /// The request asked for no path, threshold or budget.
+    /// The request asked for no other path, threshold or budget.
     own: bool,
 }
 
@@ -301,13 +301,7 @@ impl Choice {
                 format!("at least {}, what the policy and a path without any block cost", costs.least_learned()),
             ));
         }
-        Ok(Selection {
-            path: self.path,
-            cutoff: (threshold / (1.0 - threshold)).ln(),
-            max_blocks: self.max_blocks,
-            max_flops: self.max_flops,
-            own,
-        })
+        Ok(Selection { path: self.path, threshold, max_blocks: self.max_blocks, max_flops: self.max_flops, own })
     }
 }
 
@@ -321,9 +315,22 @@ impl Selection {
         self.path == Path::Learned
     }
 
-    /// Whether the policy decides alone, by the model's own threshold: the request asked for no path, threshold or budget.
+    /// Whether the policy decides alone, by the model's own threshold: the request asked for no other path, threshold or budget.
     pub fn is_own(&self) -> bool {
         self.own
+    }
+
+    /// A block is kept where its probability is at least this.
+    pub fn threshold(&self) -> f64 {
+        self.threshold
+    }
+
+    /// The selection with its threshold raised by a `share`, from 0 to 1, of the way to `most`. `None` where it stays as
+    /// it is: the request [asked for something else](Self::is_own), `share` is 0, or the threshold is that high already.
+    pub fn raised(&self, share: f64, most: f64) -> Option<Self> {
+        let raises = self.own && share > 0.0 && self.threshold < most;
+        let threshold = (1.0 - share) * self.threshold + share * most;
+        raises.then(|| Self { threshold, own: false, ..self.clone() })
     }
 
     /// The mask from the policy's logits for one image: `sigmoid(logit) >= threshold`, then the least wanted kept
@@ -334,7 +341,8 @@ impl Selection {
     /// There are not as many logits as blocks.
     pub fn learned(&self, costs: &Costs, logits: &[f32]) -> Mask {
         assert_eq!(logits.len(), costs.blocks.len(), "the policy gives a logit for each block");
-        let mut keep: Vec<bool> = logits.iter().map(|&logit| f64::from(logit) >= self.cutoff).collect();
+        let cutoff = (self.threshold / (1.0 - self.threshold)).ln();
+        let mut keep: Vec<bool> = logits.iter().map(|&logit| f64::from(logit) >= cutoff).collect();
         let mut kept: Vec<usize> = (0..keep.len()).filter(|&block| keep[block]).collect();
         kept.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
 

@@ -68,6 +68,8 @@ pub enum RegistryError {
     Bundle(#[from] BundleError),
     #[error("{}: {reason}", dir.display())]
     Engine { dir: PathBuf, reason: EngineError },
+    #[error("--brownout: found {most}, expected more than {own}, the keep threshold of {}", dir.display())]
+    Brownout { most: f64, own: f64, dir: PathBuf },
     #[error("loading was given up")]
     GivenUp,
 }
@@ -95,6 +97,8 @@ pub struct LoadOptions {
     pub warm_up: Duration,
     /// Directory of the masks seen in earlier runs, `<name>/<version>.json`.
     pub profiles: Option<PathBuf>,
+    /// The highest keep threshold under brownout, where there is any.
+    pub brownout: Option<f64>,
     /// Set to give up: looked at before each model is made.
     pub give_up: Arc<AtomicBool>,
 }
@@ -286,6 +290,10 @@ impl Loader {
     ) -> Result<Model, RegistryError> {
         let LoadOptions { provider, workers, paths, .. } = &self.options;
         let (started, dir) = (Instant::now(), bundle.dir.clone());
+        let own = bundle.manifest.policy.threshold;
+        if let Some(most) = self.options.brownout.filter(|most| *most <= own) {
+            return Err(RegistryError::Brownout { most, own, dir });
+        }
         let (paths, counts) = (Arc::clone(paths), metrics.paths.clone());
         let engine = Engine::new(Arc::new(bundle), self.runtime, *provider, *workers, paths, counts)
             .map_err(|reason| RegistryError::Engine { dir, reason })?;

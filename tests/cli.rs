@@ -299,7 +299,7 @@ fn wrong_paths_and_budgets_are_named_as_flags() {
 }
 
 /// For each option that is checked: a wrong value, and what the message says was expected.
-const WRONG: [(&str, &str, &str); 16] = [
+const WRONG: [(&str, &str, &str); 18] = [
     ("--http-addr", "localhost", "an IP address and a port"),
     ("--admin-addr", "8081", "an IP address and a port"),
     ("--provider", "gpu", "cpu, cuda or cuda:N"),
@@ -307,6 +307,8 @@ const WRONG: [(&str, &str, &str); 16] = [
     ("--max-batch", "513", "1 to 512 images"),
     ("--max-queue", "none", "1 to 1000000 images"),
     ("--shadow-rate", "1.5", "a share from 0 to 1"),
+    ("--brownout", "1", "a threshold above each model's own and below 1"),
+    ("--brownout-wait", "0s", "a time from 1ms to 1min"),
     ("--path-cache-bytes", "1GiB", "a number of bytes from 0"),
     ("--warm-up", "2days", "a time from 0s to 1day"),
     ("--max-images", "-1", "1 to 4096 images"),

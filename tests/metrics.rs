@@ -23,7 +23,7 @@ fn written() -> tempfile::TempDir {
 }
 
 /// The names and kinds that apply so far.
-const METRICS: [(&str, &str); 36] = [
+const METRICS: [(&str, &str); 38] = [
     ("blockdrop_requests_total", "counter"),
     ("blockdrop_images_total", "counter"),
     ("blockdrop_rejected_total", "counter"),
@@ -39,6 +39,8 @@ const METRICS: [(&str, &str); 36] = [
     ("blockdrop_policy_images_total", "counter"),
     ("blockdrop_policy_blocks_kept_total", "counter"),
     ("blockdrop_policy_blocks_dropped_total", "counter"),
+    ("blockdrop_brownout_images_total", "counter"),
+    ("blockdrop_brownout_level", "gauge"),
     ("blockdrop_queue_depth", "gauge"),
     ("blockdrop_inflight_requests", "gauge"),
     ("blockdrop_model_ready", "gauge"),
@@ -81,7 +83,7 @@ fn of_model(name: &str, blocks: usize) -> Vec<String> {
     let paths = ["hits", "misses", "evictions", "failures"].map(|what| format!("path_cache_{what}_total"));
     let shadow = ["runs", "agree", "path_seconds", "full_seconds"].map(|what| format!("shadow_{what}_total"));
     let own = ["images", "blocks_kept", "blocks_dropped"].map(|what| format!("policy_{what}_total"));
-    let plain = ["images_total"]
+    let plain = ["images_total", "brownout_images_total"]
         .into_iter()
         .chain(own.iter().map(String::as_str))
         .chain(flops)
@@ -135,7 +137,7 @@ async fn every_series_is_there_at_zero_before_the_first_request() {
         expected.push(format!("blockdrop_stage_duration_seconds_count{{stage=\"{stage}\"}}"));
     }
     expected.push("blockdrop_request_duration_seconds_count{protocol=\"http\"}".into());
-    let gauges = ["blockdrop_queue_depth", "blockdrop_inflight_requests"];
+    let gauges = ["blockdrop_queue_depth", "blockdrop_inflight_requests", "blockdrop_brownout_level"];
     expected.extend(gauges.map(String::from));
     for series in &expected {
         assert_eq!(found.of(series), 0.0, "{series}");
@@ -204,7 +206,7 @@ impl Expected {
         assert_eq!(of("flops_executed_total"), self.executed as f64);
         assert_eq!(of("flops_policy_total"), self.policy as f64);
         assert_eq!(of("flops_full_total"), self.full as f64);
-        assert_eq!(of("policy_images_total"), self.own as f64);
+        assert_eq!((of("policy_images_total"), of("brownout_images_total")), (self.own as f64, 0.0));
         let dropped = self.own * self.kept.len() - self.own_kept;
         assert_eq!(of("policy_blocks_kept_total"), self.own_kept as f64);
         assert_eq!(of("policy_blocks_dropped_total"), dropped as f64);

@@ -66,6 +66,19 @@ pub(crate) struct Options {
     #[arg(long, env = "BLOCKDROP_SHADOW_RATE", default_value = "0.01")]
     shadow_rate: Checked<f64>,
 
+    /// Highest keep threshold under brownout, above each model's own and below 1. While images wait too long
+    /// (--brownout-wait), thresholds rise towards it in steps, so that fewer blocks run and answers are less accurate; they
+    /// fall again, more slowly, once images hardly wait. Requests that name a path, a threshold or a budget get just that.
+    /// Answers and blockdrop_brownout_* in /metrics tell; what accuracy such a threshold leaves, blockdrop evaluate does
+    /// [default: thresholds stay as they are].
+    #[arg(long, env = "BLOCKDROP_BROWNOUT", value_name = "MAX")]
+    brownout: Option<Checked<f64>>,
+
+    /// Waiting for a worker that is too much: thresholds rise a step for each 10 times this that images wait longer, and
+    /// fall a step for each 60 times this that they wait at most half of it.
+    #[arg(long, env = "BLOCKDROP_BROWNOUT_WAIT", default_value = "50ms")]
+    brownout_wait: Checked<humantime::Duration>,
+
     /// Memory for compiled paths of all models, in bytes; paths beyond it run block by block [default: a quarter of what
     /// is free].
     #[arg(long, env = "BLOCKDROP_PATH_CACHE_BYTES")]
@@ -174,6 +187,14 @@ impl Options {
             .take("--max-queue", "1 to 1000000 images", self.max_queue, |images| (1..=1_000_000).contains(images));
         let shadow_rate =
             problems.take("--shadow-rate", "a share from 0 to 1", self.shadow_rate, |rate| (0.0..=1.0).contains(rate));
+        let brownout = self.brownout.map(|most| {
+            let expected = "a threshold above each model's own and below 1 such as 0.6";
+            problems.take("--brownout", expected, most, |most| *most > 0.0 && *most < 1.0)
+        });
+        let brownout_wait =
+            problems.take("--brownout-wait", "a time from 1ms to 1min such as 50ms", self.brownout_wait, |wait| {
+                (Duration::from_millis(1)..=Duration::from_secs(60)).contains(&**wait)
+            });
         let path_cache = match self.path_cache_bytes {
             None => Some(memory::quarter()),
             Some(bytes) => problems.take("--path-cache-bytes", "a number of bytes from 0", bytes, |_| true),
@@ -210,6 +231,8 @@ impl Options {
                 max_batch: max_batch?,
                 max_queue: max_queue?,
                 shadow_rate: shadow_rate?,
+                brownout: brownout.flatten(),
+                brownout_wait: *brownout_wait?,
                 path_cache: path_cache?,
                 warm_up: *warm_up?,
                 profiles: self.profile_dir,

@@ -50,6 +50,8 @@ pub struct Answer {
     pub mask: Mask,
     /// Whether the policy network looked at the image.
     pub policy_ran: bool,
+    /// The keep threshold by which the mask was chosen, where brownout raised it above the model's own.
+    pub brownout: Option<f64>,
     /// Wall-clock time of the policy batch that the image was in.
     pub policy: Duration,
     /// Wall-clock time of the backbone batch that the image was in.
@@ -252,7 +254,9 @@ impl Engine {
                 let policy_ran = images[at].selection.needs_policy();
                 let policy = if policy_ran { policy } else { Duration::ZERO };
                 let mask = mask.clone();
-                answers[at] = Some(logits.map(|logits| Answer { logits, mask, policy_ran, policy, backbone }));
+                let brownout = None;
+                answers[at] =
+                    Some(logits.map(|logits| Answer { logits, mask, policy_ran, brownout, policy, backbone }));
             }
         }
         answers.into_iter().map(|answer| answer.expect("an image has a mask or an error")).collect()

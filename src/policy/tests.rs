@@ -111,6 +111,28 @@ fn a_seed_draws_the_same_masks_again_and_another_for_each_image() {
     assert_ne!(draw(None, 0), draw(None, 0));
 }
 
+#[test]
+fn a_threshold_is_raised_only_where_nothing_was_asked_for() {
+    let costs = costs(&[2, 2]);
+    let select = |choice: Choice| choice.check(&costs, 0.5).expect("a choice that fits");
+    let own = select(Choice { path: Path::Learned, ..Choice::default() });
+    assert!(own.is_own() && own.threshold() == 0.5);
+    assert_eq!((own.raised(0.0, 0.9), own.raised(1.0, 0.5)), (None, None));
+    let raised = own.raised(0.5, 0.9).expect("it is raised");
+    assert!(!raised.is_own() && (raised.threshold() - 0.7).abs() < 1e-12);
+    assert_eq!(raised.raised(1.0, 0.9), None, "by one alone");
+    for asked in [
+        Choice { threshold: Some(0.5), ..Choice::default() },
+        Choice { max_blocks: Some(4), ..Choice::default() },
+        Choice { max_flops: Some(u64::MAX), ..Choice::default() },
+        Choice { path: Path::Full, ..Choice::default() },
+        Choice { path: Path::FirstK(4), ..Choice::default() },
+    ] {
+        let selection = select(asked);
+        assert!(!selection.is_own() && selection.raised(1.0, 0.9).is_none());
+    }
+}
+
 proptest! {
     #[test]
     fn every_given_path_keeps_as_many_as_it_says(
@@ -142,6 +164,23 @@ proptest! {
             // A block that was given up is wanted no more than any that stayed.
             prop_assert!(kept || !before || (0..6).all(|other| !mask.0[other] || logits[other] >= logits[block]));
         }
+    }
+
+    #[test]
+    fn a_raised_threshold_lies_between_and_keeps_some_of_the_same_blocks(
+        logits in prop::collection::vec(-8.0f32..8.0, 6), own in 0.0..=1.0f64, most in 0.0..1.0f64,
+        share in 0.0..=1.0f64, less in 0.0..=1.0f64,
+    ) {
+        let costs = costs(&[2, 3, 1]);
+        let selection = Choice::default().check(&costs, own).expect("a choice that fits");
+        let raised = |share: f64| selection.raised(share, most).unwrap_or_else(|| selection.clone());
+        let (high, low) = (raised(share), raised(share * less));
+        prop_assert!(own <= low.threshold() + 1e-12 && low.threshold() <= high.threshold() + 1e-12);
+        prop_assert!(high.threshold() <= own.max(most) + 1e-12);
+        prop_assert_eq!(raised(1.0).threshold(), own.max(most));
+        let of_own = selection.learned(&costs, &logits);
+        let of_high = high.learned(&costs, &logits);
+        prop_assert!(of_high.iter().zip(of_own.iter()).all(|(raised, own)| own || !raised));
     }
 
     #[test]

@@ -4,9 +4,11 @@
 //! company: first images that the policy network has not looked at, as one batch; then the path of the image that waits
 //! longest, with the other images of the same path. Under load masks are known well before their paths run, so that
 //! groups fill. Images whose client left or whose time ran out are dropped before they cost any compute. A worker for which
-//! nothing waits runs a share of the images again, by the full net too, to measure what skipping saves ([`shadow`]).
+//! nothing waits runs a share of the images again, by the full net too, to measure what skipping saves ([`shadow`]). Where
+//! images wait too long, the policy may be made to keep fewer blocks ([`Brownout`]).
 
 mod admission;
+mod brownout;
 mod line;
 mod queue;
 mod shadow;
@@ -18,6 +20,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 pub use admission::{Admission, Refused, Slot};
+pub use brownout::Brownout;
 
 use crate::engine::{Answer, Backend, EngineError, best_class};
 use crate::policy::{Costs, Mask, Selection};
@@ -65,8 +68,12 @@ type Reply = oneshot::Sender<Result<Answer, WorkError>>;
 struct Job {
     work: Work,
     reply: Reply,
+    /// When it was queued.
+    since: Instant,
     /// Wall-clock time of the policy batch that the image was in, once it was in one.
     policy: Option<Duration>,
+    /// The keep threshold, where brownout raised it.
+    brownout: Option<f64>,
     /// Of the request; closed when a worker takes the job up.
     waiting: tracing::Span,
 }
@@ -74,6 +81,11 @@ struct Job {
 impl Job {
     fn wait(&mut self) {
         self.waiting = tracing::debug_span!("queue", request_id = &*self.work.request_id);
+    }
+
+    /// Time that it has spent in the line.
+    fn waited(&self) -> Duration {
+        self.since.elapsed().saturating_sub(self.policy.unwrap_or_default())
     }
 
     fn fail(self, error: EngineError) {
@@ -119,26 +131,33 @@ impl Kind for Alike {
 /// The worker threads and their queue.
 pub struct Scheduler {
     queue: Arc<Queue<Alike, Job, Shadow>>,
+    brownout: Option<Arc<Brownout>>,
     /// Closed when the last worker has ended.
     ended: Mutex<mpsc::Receiver<()>>,
 }
 
 impl Scheduler {
     /// Starts `workers` threads that run at most `max_batch` images at a time, and of those that the policy chooses a path
-    /// for a `shadow_rate` again, by the full net too, when nothing waits.
+    /// for a `shadow_rate` again, by the full net too, when nothing waits. With `brownout` it keeps fewer blocks where images
+    /// wait too long.
     ///
     /// # Errors
     /// The operating system gives no more threads.
-    pub fn start(workers: usize, max_batch: usize, shadow_rate: f64) -> std::io::Result<Self> {
+    pub fn start(
+        workers: usize,
+        max_batch: usize,
+        shadow_rate: f64,
+        brownout: Option<Brownout>,
+    ) -> std::io::Result<Self> {
         let queue = Arc::new(Queue::new(shadow::MOST));
         let (alive, ended) = mpsc::channel();
         // Closes the queue again, for the threads that there are, where there are not enough.
-        let scheduler = Self { queue, ended: Mutex::new(ended) };
+        let scheduler = Self { queue, brownout: brownout.map(Arc::new), ended: Mutex::new(ended) };
         for number in 0..workers {
-            let (queue, alive) = (Arc::clone(&scheduler.queue), alive.clone());
+            let (queue, brownout, alive) = (Arc::clone(&scheduler.queue), scheduler.brownout.clone(), alive.clone());
             std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
                 let sampler = Sampler::new(shadow_rate, number as u64);
-                work(&queue, workers, max_batch, sampler);
+                work(&queue, workers, max_batch, sampler, brownout.as_deref());
                 drop::<mpsc::Sender<()>>(alive);
             })?;
         }
@@ -159,10 +178,22 @@ impl Scheduler {
         let (reply, answer) = oneshot::channel();
         let mask = work.selection.given(work.model.costs(), work.index);
         let alike = Alike { model: Arc::clone(&work.model), mask };
-        let mut job = Job { work, reply, policy: None, waiting: tracing::Span::none() };
+        let since = Instant::now();
+        let mut job = Job { work, reply, since, policy: None, brownout: None, waiting: tracing::Span::none() };
         job.wait();
         drop(self.queue.push(alike, job)); // a closed queue gives it back
         answer
+    }
+
+    /// Tells brownout, where there is any, when nothing waits: without requests no worker does. Never ends then.
+    pub async fn watch(&self) {
+        let Some(brownout) = &self.brownout else { return };
+        loop {
+            tokio::time::sleep(brownout.pause()).await;
+            if self.queue.is_idle() {
+                brownout.waited(Duration::ZERO);
+            }
+        }
     }
 
     /// Measures nothing any more: a worker that runs one side of a shadow ends that, and those that wait are dropped.
@@ -185,12 +216,18 @@ impl Drop for Scheduler {
     }
 }
 
-fn work(queue: &Queue<Alike, Job, Shadow>, workers: usize, max_batch: usize, mut sampler: Sampler) {
+fn work(
+    queue: &Queue<Alike, Job, Shadow>,
+    workers: usize,
+    max_batch: usize,
+    mut sampler: Sampler,
+    brownout: Option<&Brownout>,
+) {
     while let Some(next) = queue.take(max_batch, workers) {
         match next {
             // A panic loses its own batch only: the replies that were not sent are dropped, which their receivers see.
             Next::Batch(taken) => {
-                if std::panic::catch_unwind(AssertUnwindSafe(|| run(taken, &mut sampler))).is_err() {
+                if std::panic::catch_unwind(AssertUnwindSafe(|| run(taken, &mut sampler, brownout))).is_err() {
                     tracing::error!("a batch ended in a panic; its images are answered with an error");
                 }
             }
@@ -203,7 +240,7 @@ fn work(queue: &Queue<Alike, Job, Shadow>, workers: usize, max_batch: usize, mut
     }
 }
 
-fn run(mut taken: Taken<'_, Alike, Job, Shadow>, sampler: &mut Sampler) {
+fn run(mut taken: Taken<'_, Alike, Job, Shadow>, sampler: &mut Sampler, brownout: Option<&Brownout>) {
     for job in taken.batch.unwanted.drain(..) {
         drop(job.reply.send(Err(WorkError::Expired))); // to one whose client left it does not get
     }
@@ -220,10 +257,14 @@ fn run(mut taken: Taken<'_, Alike, Job, Shadow>, sampler: &mut Sampler) {
     let model = Arc::clone(&taken.batch.kind.model);
     span.in_scope(|| match taken.batch.kind.mask.clone() {
         None => {
-            let decided = look(&model, jobs);
+            let decided = look(&model, jobs, brownout);
             taken.put_back(decided);
         }
         Some(mask) => {
+            // The oldest of all that wait for a path.
+            if let (Some(brownout), Some((_, oldest))) = (brownout, jobs.first()) {
+                brownout.waited(oldest.waited());
+            }
             let shadows = run_path(&model, &mask, jobs, sampler);
             let left = shadows.into_iter().filter_map(|shadow| taken.spare(shadow).err()).count();
             shadow::turned_away(&model, left);
@@ -232,7 +273,7 @@ fn run(mut taken: Taken<'_, Alike, Job, Shadow>, sampler: &mut Sampler) {
 }
 
 /// Has the policy network choose a mask for each image.
-fn look(model: &Arc<dyn Model>, jobs: Vec<(Place, Job)>) -> Vec<(Alike, Place, Job)> {
+fn look(model: &Arc<dyn Model>, jobs: Vec<(Place, Job)>, brownout: Option<&Brownout>) -> Vec<(Alike, Place, Job)> {
     let pixels: Vec<&[f32]> = jobs.iter().map(|(_, job)| &*job.work.pixels).collect();
     let span = tracing::debug_span!("policy", images = pixels.len());
     let started = Instant::now();
@@ -244,6 +285,10 @@ fn look(model: &Arc<dyn Model>, jobs: Vec<(Place, Job)>) -> Vec<(Alike, Place, J
             Ok(logits) => {
                 job.policy = Some(took);
                 job.wait();
+                if let Some(raised) = brownout.and_then(|brownout| brownout.raised(&job.work.selection)) {
+                    job.brownout = Some(raised.threshold());
+                    job.work.selection = raised;
+                }
                 let mask = Some(job.work.selection.learned(model.costs(), &logits));
                 decided.push((Alike { model: Arc::clone(model), mask }, place, job));
             }
@@ -260,15 +305,16 @@ struct Asked {
     own: bool,
     reply: Reply,
     policy: Option<Duration>,
+    brownout: Option<f64>,
 }
 
 /// Runs a path over images that all have its mask, and answers them. Gives those that are to be run again.
 fn run_path(model: &Arc<dyn Model>, mask: &Mask, jobs: Vec<(Place, Job)>, sampler: &mut Sampler) -> Vec<Shadow> {
     let mut asked = Vec::with_capacity(jobs.len());
     for (_, job) in jobs {
-        let Job { work: Work { pixels, selection, slot, .. }, reply, policy, .. } = job;
+        let Job { work: Work { pixels, selection, slot, .. }, reply, policy, brownout, .. } = job;
         drop(slot); // it does not wait any more
-        asked.push(Asked { pixels, own: selection.is_own(), reply, policy });
+        asked.push(Asked { pixels, own: selection.is_own(), reply, policy, brownout });
     }
     model.metrics().batch(asked.len());
     model.statistics().executed(asked.len());
@@ -278,17 +324,20 @@ fn run_path(model: &Arc<dyn Model>, mask: &Mask, jobs: Vec<(Place, Job)>, sample
     let results = span.in_scope(|| model.backend().run(mask, &pixels));
     let backbone = started.elapsed();
     let mut shadows = Vec::new();
-    for (Asked { pixels, own, reply, policy }, logits) in asked.into_iter().zip(results) {
+    for (Asked { pixels, own, reply, policy, brownout }, logits) in asked.into_iter().zip(results) {
         let result = match logits {
             Ok(logits) => {
                 let (policy_ran, policy) = (policy.is_some(), policy.unwrap_or_default());
-                // A path that the request chose says nothing of the policy. One that keeps all does: there the policy's time
-                // is lost.
-                if policy_ran && let Some(next) = sampler.draw() {
+                // A path that the request or brownout chose says nothing of the policy. One that keeps all does: there the
+                // policy's time is lost.
+                if policy_ran
+                    && brownout.is_none()
+                    && let Some(next) = sampler.draw()
+                {
                     let (model, mask, class) = (Arc::downgrade(model), mask.clone(), best_class(&logits));
                     shadows.push(Shadow { model, pixels, mask, class, next, other: None });
                 }
-                let answer = Answer { logits, mask: mask.clone(), policy_ran, policy, backbone };
+                let answer = Answer { logits, mask: mask.clone(), policy_ran, brownout, policy, backbone };
                 model.metrics().answered(model.costs(), &answer, own);
                 Ok(answer)
             }

@@ -122,6 +122,12 @@ impl<K: Kind, T: Waits, S> Queue<K, T, S> {
         Some(Next::Batch(Taken { queue: self, batch }))
     }
 
+    /// Whether nothing waits, and nothing is being looked at.
+    pub(super) fn is_idle(&self) -> bool {
+        let state = self.lock();
+        state.line.is_empty() && state.looking == 0
+    }
+
     /// Forgets what would be done when nothing waits, and takes none of it any more.
     pub(super) fn close_spares(&self) {
         let gone = self.lock().spares.close();

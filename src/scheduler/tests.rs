@@ -109,7 +109,7 @@ impl Bench {
             statistics: Statistics::default(),
         });
         let admission = Admission::new(64, IntGauge::new("depth", "depth").unwrap());
-        let scheduler = Scheduler::start(workers, max_batch, rate).unwrap();
+        let scheduler = Scheduler::start(workers, max_batch, rate, None).unwrap();
         let (permits, shadow_permits) = (Some(permits), Some(shadow_permits));
         Self { model, permits, shadow_permits, admission, scheduler, metrics }
     }

@@ -21,7 +21,7 @@ use super::readiness::Readiness;
 use super::{admin, grpc, http};
 use crate::engine::{Paths, Provider, Runtime, RuntimeError};
 use crate::registry::{LoadOptions, Registry, RegistryError};
-use crate::scheduler::{Admission, Scheduler};
+use crate::scheduler::{Admission, Brownout, Scheduler};
 use crate::telemetry::Metrics;
 
 /// What to serve and within which bounds.
@@ -39,6 +39,10 @@ pub struct Settings {
     pub max_queue: usize,
     /// Share of the images that run by the full net too, after their answers.
     pub shadow_rate: f64,
+    /// The highest keep threshold under brownout, where there is any.
+    pub brownout: Option<f64>,
+    /// Waiting for a worker that is too much.
+    pub brownout_wait: Duration,
     /// Memory for compiled paths, in bytes.
     pub path_cache: u64,
     /// Time at the start in which frequent paths are compiled before the server is ready.
@@ -115,6 +119,7 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
             paths,
             warm_up: settings.warm_up,
             profiles: settings.profiles,
+            brownout: settings.brownout,
             give_up: Arc::clone(&give_up),
         };
         move || Registry::load(&settings.models, settings.default_model.as_deref(), runtime, &options, &metrics)
@@ -131,9 +136,10 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
         }
     };
     let registry = Arc::clone(repository.get_or_init(|| Arc::new(registry)));
+    let brownout = settings.brownout.map(|most| Brownout::new(most, settings.brownout_wait, metrics.brownout_level()));
     let service = Arc::new(Service::new(
         Arc::clone(&registry),
-        Scheduler::start(settings.workers, settings.max_batch, settings.shadow_rate)?,
+        Scheduler::start(settings.workers, settings.max_batch, settings.shadow_rate, brownout)?,
         Admission::new(settings.max_queue, metrics.queue_depth.clone()),
         Arc::clone(&metrics),
         settings.limits,
@@ -145,9 +151,9 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     )?;
     let (calls, health) = grpc::router(Arc::clone(&service), settings.keys.clone()).await;
     let grpc = Listener::start(services.listen()?, calls)?;
-    let trimming = tokio::spawn({
+    let upkeep = tokio::spawn({
         let service = Arc::clone(&service);
-        async move { service.trim().await }
+        async move { tokio::join!(service.trim(), service.scheduler.watch()) }
     });
     readiness.ready();
     tracing::info!(
@@ -165,7 +171,7 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     readiness.stopping();
     service.admission.stop();
     service.scheduler.end_shadows();
-    trimming.abort();
+    upkeep.abort();
     grpc::stopping(&health).await;
     give_up.store(true, Ordering::Relaxed);
     let started = Instant::now();

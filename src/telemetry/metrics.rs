@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use prometheus::core::Collector;
 use prometheus::{
-    Counter, CounterVec, Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    Counter, CounterVec, Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
@@ -357,6 +357,11 @@ impl Metrics {
         model
     }
 
+    /// How far brownout raises the keep thresholds, from 0 to 1.
+    pub fn brownout_level(&self) -> Gauge {
+        self.decisions.level.clone()
+    }
+
     /// Counts an answered request, over gRPC an answered message. A code that no route answers with is counted as 400,
     /// so that labels stay bounded; over gRPC as `INVALID_ARGUMENT`.
     pub fn request(&self, protocol: &str, code: &str, took: Duration) {
@@ -395,6 +400,9 @@ impl ModelMetrics {
         self.flops_full.inc_by(costs.full() as f64);
         if own {
             self.decided.own(&answer.mask);
+        }
+        if answer.brownout.is_some() {
+            self.decided.brownout();
         }
         if answer.policy_ran {
             self.flops_policy.inc_by(costs.policy as f64);

@@ -1,7 +1,7 @@
-//! What the policy decides alone.
+//! What the policy decides alone, and what brownout decides in its place.
 
 use prometheus::core::Collector;
-use prometheus::{IntCounter, IntCounterVec, Opts};
+use prometheus::{Gauge, IntCounter, IntCounterVec, Opts};
 
 use crate::policy::Mask;
 
@@ -10,6 +10,9 @@ pub(super) struct Decisions {
     images: IntCounterVec,
     kept: IntCounterVec,
     dropped: IntCounterVec,
+    brownout: IntCounterVec,
+    /// How far brownout raises the keep thresholds.
+    pub(super) level: Gauge,
 }
 
 /// The series of one model.
@@ -17,6 +20,7 @@ pub(super) struct Decided {
     images: IntCounter,
     kept: IntCounter,
     dropped: IntCounter,
+    brownout: IntCounter,
 }
 
 impl Decisions {
@@ -27,10 +31,16 @@ impl Decisions {
             put(Box::new(counters.clone()));
             counters
         };
+        let level = Gauge::new(
+            "blockdrop_brownout_level",
+            "How far the keep thresholds are raised towards --brownout: 0 not at all, 1 all the way.",
+        );
+        let level = level.expect("a valid name");
+        put(Box::new(level.clone()));
         Self {
             images: counters(
                 "blockdrop_policy_images_total",
-                "Images that the policy chose a path for by the model's own threshold: no path, threshold or budget asked for.",
+                "Images that the policy chose a path for by the model's own threshold: no path, threshold or budget asked for, no brownout.",
             ),
             kept: counters(
                 "blockdrop_policy_blocks_kept_total",
@@ -40,13 +50,23 @@ impl Decisions {
                 "blockdrop_policy_blocks_dropped_total",
                 "Blocks dropped, of the images of blockdrop_policy_images_total.",
             ),
+            brownout: counters(
+                "blockdrop_brownout_images_total",
+                "Images that the policy chose a path for by a threshold that brownout had raised (--brownout).",
+            ),
+            level,
         }
     }
 
     /// The series of the model called `name`.
     pub(super) fn model(&self, name: &str) -> Decided {
         let of = |counters: &IntCounterVec| counters.with_label_values(&[name]);
-        Decided { images: of(&self.images), kept: of(&self.kept), dropped: of(&self.dropped) }
+        Decided {
+            images: of(&self.images),
+            kept: of(&self.kept),
+            dropped: of(&self.dropped),
+            brownout: of(&self.brownout),
+        }
     }
 }
 
@@ -57,5 +77,10 @@ impl Decided {
         self.images.inc();
         self.kept.inc_by(kept as u64);
         self.dropped.inc_by((mask.len() - kept) as u64);
+    }
+
+    /// Counts an image for which brownout raised the threshold.
+    pub(super) fn brownout(&self) {
+        self.brownout.inc();
     }
 }

@@ -59,6 +59,7 @@ fn classified() -> ClassifyResponse {
             mask: MASK.to_owned(),
             blocks_kept: BLOCKS,
             blocks_total: MASK.len() as u32,
+            brownout_threshold: None,
         }),
         flops: Some(Flops {
             policy: FLOPS_POLICY,

@@ -107,6 +107,7 @@ fn shown(model: &str, version: u64, request_id: String, result: ImageResult) -> 
             mask: path.mask,
             blocks_kept: path.blocks_kept as u32,
             blocks_total: path.blocks_total as u32,
+            brownout_threshold: path.brownout_threshold,
         }),
         flops: Some(Flops { policy: flops.policy, executed: flops.executed, full: flops.full, ratio: flops.ratio }),
         timing: Some(v1::Timing {

@@ -15,7 +15,7 @@ pub(in crate::server) struct Infer {
 
 /// What an inference request is answered with.
 pub(in crate::server) struct Inferred {
-    /// Facts of the image, where there is one alone.
+    /// Facts of the image, where there is one alone; of several, whether brownout raised the threshold.
     pub(in crate::server) parameters: Vec<(&'static str, Value)>,
     pub(in crate::server) outputs: Vec<Tensor>,
 }
@@ -45,9 +45,18 @@ impl Infer {
             [image] => facts(&request, image),
             _ => Vec::new(),
         };
+        let parameters = parameters.into_iter().chain(brownout(&images)).collect();
         let outputs = wanted.into_iter().map(|wanted| tensor(&request.model, &images, wanted, top_k)).collect();
         Ok(Inferred { parameters, outputs })
     }
+}
+
+/// The highest keep threshold of the images, where brownout raised any.
+fn brownout(images: &[Classified]) -> Option<(&'static str, Value)> {
+    let raised = images.iter().filter_map(|image| image.answer.brownout);
+    let highest = raised.max_by(f64::total_cmp)?;
+    // A parameter over gRPC has no fractions.
+    Some(("brownout_threshold", Value::Text(highest.to_string())))
 }
 
 /// What `/v1/classify` tells of an image beside its classes.
