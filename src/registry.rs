@@ -18,7 +18,7 @@ pub use live::{Change, ChangeError, Indexed};
 use crate::bundle::{Bundle, BundleError, Frequent};
 use crate::engine::{Backend, Engine, EngineError, Paths, Provider, Runtime};
 use crate::policy::Costs;
-use crate::scheduler;
+use crate::scheduler::{self, Pace};
 use crate::telemetry::{Metrics, ModelMetrics, Statistics};
 use crate::text::shortened;
 use live::Retired;
@@ -30,6 +30,8 @@ pub struct Model {
     pub engine: Engine,
     pub metrics: Arc<ModelMetrics>,
     pub statistics: Statistics,
+    /// What its images take.
+    pub pace: Pace,
 }
 
 impl scheduler::Model for Model {
@@ -47,6 +49,10 @@ impl scheduler::Model for Model {
 
     fn statistics(&self) -> &Statistics {
         &self.statistics
+    }
+
+    fn pace(&self) -> &Pace {
+        &self.pace
     }
 }
 
@@ -307,7 +313,7 @@ impl Loader {
             "model loaded"
         );
         let (name, metrics) = (name.to_owned(), Arc::clone(metrics));
-        Ok(Model { name, version, engine, metrics, statistics: Statistics::default() })
+        Ok(Model { name, version, engine, metrics, statistics: Statistics::default(), pace: Pace::default() })
     }
 
     /// Waits for frequent paths.

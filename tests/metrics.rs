@@ -23,7 +23,7 @@ fn written() -> tempfile::TempDir {
 }
 
 /// The names and kinds that apply so far.
-const METRICS: [(&str, &str); 38] = [
+const METRICS: [(&str, &str); 41] = [
     ("blockdrop_requests_total", "counter"),
     ("blockdrop_images_total", "counter"),
     ("blockdrop_rejected_total", "counter"),
@@ -42,6 +42,9 @@ const METRICS: [(&str, &str); 38] = [
     ("blockdrop_brownout_images_total", "counter"),
     ("blockdrop_brownout_level", "gauge"),
     ("blockdrop_queue_depth", "gauge"),
+    ("blockdrop_queue_limit", "gauge"),
+    ("blockdrop_connections", "gauge"),
+    ("blockdrop_connections_closed_total", "counter"),
     ("blockdrop_inflight_requests", "gauge"),
     ("blockdrop_model_ready", "gauge"),
     ("blockdrop_path_cache_bytes", "gauge"),
@@ -76,6 +79,18 @@ fn metric_of(series: &str) -> &str {
     let mut histogram = ["_bucket", "_sum", "_count"].into_iter().filter_map(|end| name.strip_suffix(end));
     histogram.find(|name| METRICS.contains(&(name, "histogram"))).unwrap_or(name)
 }
+
+/// Why requests are turned away and images given up.
+const REASONS: [&str; 8] = [
+    "unauthenticated",
+    "queue_full",
+    "connection_full",
+    "too_late",
+    "memory",
+    "shutting_down",
+    "deadline",
+    "cancelled",
+];
 
 /// The series a model of `blocks` blocks has.
 fn of_model(name: &str, blocks: usize) -> Vec<String> {
@@ -130,7 +145,13 @@ async fn every_series_is_there_at_zero_before_the_first_request() {
     for code in [200, 400, 401, 404, 405, 408, 413, 415, 499, 500, 503, 504] {
         expected.push(format!("blockdrop_requests_total{{code=\"{code}\",protocol=\"http\"}}"));
     }
-    for reason in ["unauthenticated", "queue_full", "memory", "shutting_down", "deadline", "cancelled"] {
+    for listener in ["http", "grpc", "admin"] {
+        expected.extend(["limit", "untaken"].map(|reason| {
+            format!("blockdrop_connections_closed_total{{listener=\"{listener}\",reason=\"{reason}\"}}")
+        }));
+    }
+    expected.extend(["http", "grpc"].map(|listener| format!("blockdrop_connections{{listener=\"{listener}\"}}")));
+    for reason in REASONS {
         expected.push(format!("blockdrop_rejected_total{{reason=\"{reason}\"}}"));
     }
     for stage in ["decode", "preprocess", "queue", "policy", "backbone"] {
@@ -144,9 +165,12 @@ async fn every_series_is_there_at_zero_before_the_first_request() {
     }
     // Nothing but what says that the server is there is above zero.
     for (series, value) in &found.values {
-        let says_so = ["blockdrop_model_ready", "blockdrop_build_info"].contains(&metric_of(series));
+        let says_so = ["blockdrop_model_ready", "blockdrop_build_info"].contains(&metric_of(series))
+            || series == "blockdrop_connections{listener=\"admin\"}";
         if metric_of(series) == "blockdrop_path_cache_bytes" {
             assert!(*value > 0.0, "the full net is compiled at the start: {series}");
+        } else if metric_of(series) == "blockdrop_queue_limit" {
+            assert_eq!(*value, 256.0, "the default of --max-queue");
         } else if says_so || !series.starts_with("process_") {
             assert_eq!(*value, f64::from(u8::from(says_so)), "{series}");
         }
@@ -328,7 +352,7 @@ async fn counters_are_exact() {
     assert_eq!(found.of("blockdrop_request_duration_seconds_count{protocol=\"http\"}"), requests);
     assert_eq!(found.of("blockdrop_queue_depth"), 0.0);
     assert_eq!(found.of("blockdrop_inflight_requests"), 0.0);
-    for reason in ["unauthenticated", "queue_full", "memory", "shutting_down", "deadline", "cancelled"] {
+    for reason in REASONS {
         assert_eq!(found.rejected(reason), 0.0, "{reason}");
     }
     for series in found.values.iter().filter(|(series, _)| series.starts_with("blockdrop_requests_total")) {

@@ -3,6 +3,7 @@
 mod bench;
 mod checked;
 mod classify;
+mod connections;
 mod evaluate;
 mod healthcheck;
 mod inspect;

@@ -11,6 +11,7 @@ use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::checked::{Checked, Problems};
+use super::connections::Connections;
 use super::memory;
 use super::options::RunOn;
 use super::{Failure, Usage};
@@ -58,6 +59,9 @@ pub(crate) struct Options {
     /// Images that may wait; beyond it requests are refused with 503 at once.
     #[arg(long, env = "BLOCKDROP_MAX_QUEUE", default_value = "256")]
     max_queue: Checked<usize>,
+
+    #[command(flatten)]
+    connections: Connections,
 
     /// Share of the images that the policy chooses a path for, from 0 to 1, that run again after their answers: alone, by
     /// policy and path and by the full net, to measure what skipping saves by the clock (blockdrop_shadow_* in /metrics). A
@@ -185,6 +189,7 @@ impl Options {
             problems.take("--max-batch", "1 to 512 images", self.max_batch, |images| (1..=512).contains(images));
         let max_queue = problems
             .take("--max-queue", "1 to 1000000 images", self.max_queue, |images| (1..=1_000_000).contains(images));
+        let connections = self.connections.check(max_queue, &mut problems);
         let shadow_rate =
             problems.take("--shadow-rate", "a share from 0 to 1", self.shadow_rate, |rate| (0.0..=1.0).contains(rate));
         let brownout = self.brownout.map(|most| {
@@ -218,7 +223,7 @@ impl Options {
         let drain = problems.take("--drain-timeout", TIME, self.drain_timeout, fits);
 
         let settings = || {
-            let running = running?;
+            let (running, connections) = (running?, connections?);
             Some(Settings {
                 http_addr: http_addr?,
                 grpc_addr: grpc_addr?,
@@ -230,6 +235,9 @@ impl Options {
                 workers: running.workers,
                 max_batch: max_batch?,
                 max_queue: max_queue?,
+                max_queue_per_connection: connections.queue_each,
+                max_connections: connections.connections,
+                write_timeout: connections.write_timeout,
                 shadow_rate: shadow_rate?,
                 brownout: brownout.flatten(),
                 brownout_wait: *brownout_wait?,

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 use std::time::Instant;
 
+use super::fair::{FlowId, Flows, Place};
+
 /// What has to happen to an image next; the first kind goes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Stage {
@@ -22,51 +24,61 @@ pub(super) trait Kind: Clone + Eq + Hash {
 pub(super) trait Waits {
     /// Whether it is still worth any compute.
     fn is_wanted(&self, now: Instant) -> bool;
-}
 
-/// A place in the line, by age; an item keeps it from stage to stage.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Place(u64);
+    /// With what it takes turns.
+    fn flow(&self) -> FlowId;
+}
 
 /// Items taken together: all of one kind.
 #[derive(Debug, PartialEq)]
 pub(super) struct Batch<K, T> {
     pub(super) kind: K,
-    /// The oldest first.
+    /// The first place first.
     pub(super) items: Vec<(Place, T)>,
     /// Items that were come upon and are not wanted any more.
     pub(super) unwanted: Vec<T>,
 }
 
-/// Items that wait, in groups of one kind, the oldest first. How many may wait is bounded by
-/// [`Admission`](super::Admission), not here.
+/// Items that wait, in groups of one kind, in the order of places that are [fair](super::fair) between flows. How many may
+/// wait is bounded by [`Admission`](super::Admission), not here.
 pub(super) struct Line<K, T> {
     groups: HashMap<K, BTreeMap<Place, T>>,
-    /// The oldest item of each group.
+    /// The first item of each group.
     heads: BTreeMap<(Stage, Place), K>,
     /// Items in each stage.
     waiting: [usize; 2],
-    next: u64,
+    flows: Flows,
 }
 
 impl<K: Kind, T: Waits> Line<K, T> {
     pub(super) fn new() -> Self {
-        Self { groups: HashMap::new(), heads: BTreeMap::new(), waiting: [0; 2], next: 0 }
+        Self { groups: HashMap::new(), heads: BTreeMap::new(), waiting: [0; 2], flows: Flows::new() }
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.heads.is_empty()
     }
 
-    /// Adds a new item, behind all others of its stage.
+    /// Adds a new item, behind all others of its flow.
     pub(super) fn push(&mut self, kind: K, item: T) {
-        let place = Place(self.next);
-        self.next += 1;
-        self.put_back(kind, place, item);
+        let oldest = [Stage::Look, Stage::Run].into_iter().filter_map(|stage| self.first(stage)).min();
+        let place = self.flows.enter(item.flow(), oldest);
+        self.insert(kind, place, item);
     }
 
-    /// Adds an item that was taken before, by its age.
+    /// Adds an item that was taken before, where it was.
     pub(super) fn put_back(&mut self, kind: K, place: Place, item: T) {
+        self.flows.come_back(item.flow(), place);
+        self.insert(kind, place, item);
+    }
+
+    /// The first place of those that wait in a stage.
+    fn first(&self, stage: Stage) -> Option<Place> {
+        let (&(found, place), _) = self.heads.range((stage, Place::FIRST)..).next()?;
+        (found == stage).then_some(place)
+    }
+
+    fn insert(&mut self, kind: K, place: Place, item: T) {
         let stage = kind.stage();
         self.waiting[stage as usize] += 1;
         let group = self.groups.entry(kind.clone()).or_default();
@@ -78,8 +90,8 @@ impl<K: Kind, T: Waits> Line<K, T> {
         }
     }
 
-    /// Takes the oldest item of the first stage that has any, with the next oldest of its kind: at most `most`, and at
-    /// most the `workers`-th part of what waits in the stage, so that the other workers get their share.
+    /// Takes the first item of the first stage that has any, with the next of its kind: at most `most`, and at most the
+    /// `workers`-th part of what waits in the stage, so that the other workers get their share.
     pub(super) fn take(&mut self, most: usize, workers: usize, now: Instant) -> Option<Batch<K, T>> {
         let ((stage, _), kind) = self.heads.pop_first()?;
         let share = self.waiting[stage as usize].div_ceil(workers).clamp(1, most);
@@ -88,7 +100,9 @@ impl<K: Kind, T: Waits> Line<K, T> {
         while items.len() < share
             && let Some((place, item)) = group.pop_first()
         {
-            if item.is_wanted(now) { items.push((place, item)) } else { unwanted.push(item) }
+            let wanted = item.is_wanted(now);
+            self.flows.take(item.flow(), !wanted || stage == Stage::Run);
+            if wanted { items.push((place, item)) } else { unwanted.push(item) }
         }
         self.waiting[stage as usize] -= items.len() + unwanted.len();
         match group.first_key_value() {
@@ -119,12 +133,17 @@ mod tests {
     #[derive(Debug, Clone, PartialEq)]
     struct Item {
         name: usize,
+        flow: u64,
         until: Instant,
     }
 
     impl Waits for Item {
         fn is_wanted(&self, now: Instant) -> bool {
             now < self.until
+        }
+
+        fn flow(&self) -> FlowId {
+            FlowId(self.flow)
         }
     }
 
@@ -139,14 +158,14 @@ mod tests {
             Self { line: Line::new(), now: Instant::now(), pushed: 0 }
         }
 
-        fn push_for(&mut self, path: Path, seconds: u64) {
+        fn push_for(&mut self, path: Path, flow: u64, seconds: u64) {
             let until = self.now + Duration::from_secs(seconds);
-            self.line.push(path, Item { name: self.pushed, until });
+            self.line.push(path, Item { name: self.pushed, flow, until });
             self.pushed += 1;
         }
 
         fn push(&mut self, path: Path) {
-            self.push_for(path, 1000);
+            self.push_for(path, 0, 1000);
         }
 
         /// Kind, names taken, names given up.
@@ -210,82 +229,125 @@ mod tests {
     #[test]
     fn what_is_not_wanted_any_more_makes_room_for_what_is() {
         let mut bench = Bench::new();
-        bench.push_for(Some(1), 5);
+        bench.push_for(Some(1), 0, 5);
         bench.push(Some(1));
-        bench.push_for(Some(1), 5);
+        bench.push_for(Some(1), 0, 5);
         bench.push(Some(1));
         bench.now += Duration::from_secs(5);
         assert_eq!(bench.take(2, 1), Some((Some(1), vec![1, 3], vec![0, 2])));
-        bench.push_for(None, 0);
+        bench.push_for(None, 0, 0);
         assert_eq!(bench.take(2, 1), Some((None, vec![], vec![4])));
         assert!(bench.line.is_empty());
     }
 
+    #[test]
+    fn one_that_floods_lets_others_in_between_whatever_its_images_paths_are() {
+        let mut bench = Bench::new();
+        (0..40u8).for_each(|path| bench.push_for(Some(path % 7), 1, 1000));
+        assert_eq!(bench.run(8, 1), [0, 7, 14, 21, 28, 35]);
+        bench.push_for(None, 2, 1000);
+        let batch = bench.line.take(8, 1, bench.now).unwrap();
+        batch.items.into_iter().for_each(|(place, item)| bench.line.put_back(Some(9), place, item));
+        assert_eq!(bench.run(8, 1), [1, 8, 15, 22, 29, 36], "the flood's first goes before it");
+        assert_eq!(bench.run(8, 1), [40], "and nothing else of it");
+    }
+
     #[derive(Debug, Clone)]
     enum Step {
-        Push(Path, u64),
-        /// Takes; what was to be looked at goes back as this path.
-        Take(u8),
+        /// Of this flow, or of one that nobody has seen.
+        Push(Path, Option<u64>, u64),
+        /// Takes; what was to be looked at goes back as this path, unless that failed.
+        Take(u8, bool),
         Wait(u64),
     }
 
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
-            (prop::option::of(0u8..4), 0u64..20).prop_map(|(path, seconds)| Step::Push(path, seconds)),
-            (0u8..4).prop_map(Step::Take),
+            (prop::option::of(0u8..4), prop::option::of(0u64..3), 0u64..20)
+                .prop_map(|(path, flow, seconds)| Step::Push(path, flow, seconds)),
+            (0u8..4, prop::bool::weighted(0.9)).prop_map(|(path, looked)| Step::Take(path, looked)),
             (0u64..5).prop_map(Step::Wait),
         ]
     }
 
+    struct Waiting {
+        place: Place,
+        name: usize,
+        flow: u64,
+        path: Path,
+    }
+
+    impl Bench {
+        /// Pushes an item, and finds out its place.
+        fn placed(&mut self, path: Path, flow: u64, seconds: u64) -> Waiting {
+            let name = self.pushed;
+            self.push_for(path, flow, seconds);
+            let mut group = self.line.groups[&path].iter();
+            let place = group.find_map(|(&place, item)| (item.name == name).then_some(place)).unwrap();
+            Waiting { place, name, flow, path }
+        }
+    }
+
     proptest! {
         /// Against a plain list of what waits: every item comes out of its last stage once, run or given up; a batch is
-        /// of one kind, within its bounds, the oldest first and never without the oldest of its stage; only what is too
-        /// late is given up.
+        /// of one kind, within its bounds, in the order of places and never without the first of its stage; only what is
+        /// too late is given up. Places of one flow are by age, and a new flow's is behind at most one item of each other.
         #[test]
         fn the_line_is_that_of_a_plain_list(
             steps in prop::collection::vec(step(), 0..120), most in 1usize..9, workers in 1usize..4,
         ) {
+            const NEW: u64 = 100;
             let mut bench = Bench::new();
-            let mut waiting: Vec<(usize, Path)> = Vec::new();
+            let mut waiting: Vec<Waiting> = Vec::new();
             let mut out: Vec<usize> = Vec::new();
             let pushes = steps.iter().filter(|step| matches!(step, Step::Push(..))).count();
-            let drain = std::iter::repeat_n(Step::Take(0), 2 * pushes + 1);
+            let drain = std::iter::repeat_n(Step::Take(0, true), 2 * pushes + 1);
             for step in steps.into_iter().chain(drain) {
                 match step {
-                    Step::Push(path, seconds) => {
-                        waiting.push((bench.pushed, path));
-                        bench.push_for(path, seconds);
+                    Step::Push(path, flow, seconds) => {
+                        let new = bench.placed(path, flow.unwrap_or(NEW + bench.pushed as u64), seconds);
+                        let before = |other: &&Waiting| other.place < new.place;
+                        prop_assert!(waiting.iter().filter(|other| other.flow == new.flow).all(|other| before(&other)));
+                        if flow.is_none() {
+                            let mut flows: Vec<u64> = waiting.iter().filter(before).map(|other| other.flow).collect();
+                            flows.sort_unstable();
+                            prop_assert!(flows.windows(2).all(|pair| pair[0] != pair[1]), "{:?}", flows);
+                        }
+                        waiting.push(new);
                     }
                     Step::Wait(seconds) => bench.now += Duration::from_secs(seconds),
-                    Step::Take(decided) => {
+                    Step::Take(decided, looked) => {
                         let Some(batch) = bench.line.take(most, workers, bench.now) else {
                             prop_assert!(waiting.is_empty());
                             continue;
                         };
                         let stage = batch.kind.stage();
-                        prop_assert!(stage == Stage::Look || waiting.iter().all(|(_, path)| path.is_some()));
-                        let in_stage: Vec<usize> =
-                            waiting.iter().filter(|(_, path)| path.stage() == stage).map(|(name, _)| *name).collect();
+                        prop_assert!(stage == Stage::Look || waiting.iter().all(|item| item.path.is_some()));
+                        let in_stage = || waiting.iter().filter(|item| item.path.stage() == stage);
+                        let first = in_stage().min_by_key(|item| item.place).map(|item| item.name);
+                        prop_assert!(batch.items.is_sorted_by_key(|(place, _)| *place));
+                        prop_assert!(batch.items.len() <= most.min(in_stage().count().div_ceil(workers)));
                         let names: Vec<usize> = batch.items.iter().map(|(_, item)| item.name).collect();
                         let gone: Vec<usize> = batch.unwanted.iter().map(|item| item.name).collect();
-                        prop_assert!(names.is_sorted());
-                        prop_assert!(names.len() <= most.min(in_stage.len().div_ceil(workers)));
-                        prop_assert!(names.iter().chain(&gone).min() == in_stage.iter().min());
+                        prop_assert!(names.iter().chain(&gone).any(|name| Some(*name) == first));
                         for (_, item) in &batch.items {
                             prop_assert!(item.is_wanted(bench.now));
                         }
                         for item in &batch.unwanted {
                             prop_assert!(!item.is_wanted(bench.now));
                         }
+                        let last = batch.items.last().map(|(place, _)| *place);
                         for name in names.iter().chain(&gone) {
-                            let at = waiting.iter().position(|(other, _)| other == name);
-                            prop_assert_eq!(waiting.remove(at.expect("it waits")).1, batch.kind);
+                            let at = waiting.iter().position(|other| other.name == *name);
+                            prop_assert_eq!(waiting.remove(at.expect("it waits")).path, batch.kind);
                         }
+                        let mut left = waiting.iter().filter(|item| item.path == batch.kind);
+                        prop_assert!(left.all(|item| Some(item.place) > last), "the first of their kind were taken");
                         out.extend(&gone);
                         for (place, item) in batch.items {
-                            if stage == Stage::Look {
-                                let at = waiting.partition_point(|(other, _)| *other < item.name);
-                                waiting.insert(at, (item.name, Some(decided)));
+                            if stage == Stage::Look && looked {
+                                let Item { name, flow, .. } = item;
+                                waiting.push(Waiting { place, name, flow, path: Some(decided) });
                                 bench.line.put_back(Some(decided), place, item);
                             } else {
                                 out.push(item.name);
@@ -297,7 +359,7 @@ mod tests {
             out.sort_unstable();
             prop_assert_eq!(out, (0..bench.pushed).collect::<Vec<_>>());
             prop_assert!(bench.line.is_empty() && bench.line.groups.is_empty());
-            prop_assert_eq!(bench.line.waiting, [0, 0]);
+            prop_assert_eq!((bench.line.waiting, bench.line.flows.active()), ([0, 0], 0));
         }
     }
 }

@@ -1,17 +1,20 @@
 //! Who runs when: a bounded queue, and worker threads that take batches from it.
 //!
 //! A worker is an operating-system thread with one intra-op thread of its own. It takes what waits, without waiting for
-//! company: first images that the policy network has not looked at, as one batch; then the path of the image that waits
-//! longest, with the other images of the same path. Under load masks are known well before their paths run, so that
-//! groups fill. Images whose client left or whose time ran out are dropped before they cost any compute. A worker for which
-//! nothing waits runs a share of the images again, by the full net too, to measure what skipping saves ([`shadow`]). Where
-//! images wait too long, the policy may be made to keep fewer blocks ([`Brownout`]).
+//! company: first images that the policy network has not looked at, as one batch; then the path of the image whose turn it
+//! is, with the other images of the same path. Under load masks are known well before their paths run, so that groups
+//! fill. Turns are [fair] between connections. Images whose client left or whose time ran out are dropped before they cost
+//! any compute. A worker for which nothing waits runs a share of the images again, by the full net too, to measure what
+//! skipping saves ([`shadow`]). Where images wait too long, the policy may be made to keep fewer blocks ([`Brownout`]).
 
 mod admission;
 mod brownout;
+mod fair;
 mod line;
 mod queue;
 mod shadow;
+mod turns;
+mod wait;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -19,13 +22,16 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-pub use admission::{Admission, Refused, Slot};
+pub use admission::{Admission, Bounds, Cost, Flow, Refused, Slot};
 pub use brownout::Brownout;
+pub use turns::{Turn, Turns};
+pub use wait::{Average, Pace};
 
 use crate::engine::{Answer, Backend, EngineError, best_class};
 use crate::policy::{Costs, Mask, Selection};
 use crate::telemetry::{ModelMetrics, Statistics};
-use line::{Kind, Place, Stage, Waits};
+use fair::{FlowId, Place};
+use line::{Kind, Stage, Waits};
 use queue::{Next, Queue, Taken};
 use shadow::{Sampler, Shadow};
 
@@ -35,6 +41,7 @@ pub trait Model: Send + Sync {
     fn costs(&self) -> &Costs;
     fn metrics(&self) -> &ModelMetrics;
     fn statistics(&self) -> &Statistics;
+    fn pace(&self) -> &Pace;
 }
 
 /// One image to be run.
@@ -96,6 +103,10 @@ impl Job {
 impl Waits for Job {
     fn is_wanted(&self, now: Instant) -> bool {
         now < self.work.deadline && !self.reply.is_closed()
+    }
+
+    fn flow(&self) -> FlowId {
+        self.work.slot.flow()
     }
 }
 
@@ -279,6 +290,7 @@ fn look(model: &Arc<dyn Model>, jobs: Vec<(Place, Job)>, brownout: Option<&Brown
     let started = Instant::now();
     let looked = span.in_scope(|| model.backend().look(&pixels));
     let took = started.elapsed();
+    model.pace().looked(jobs.len(), took);
     let mut decided = Vec::with_capacity(jobs.len());
     for ((place, mut job), logits) in jobs.into_iter().zip(looked) {
         match logits {
@@ -310,10 +322,10 @@ struct Asked {
 
 /// Runs a path over images that all have its mask, and answers them. Gives those that are to be run again.
 fn run_path(model: &Arc<dyn Model>, mask: &Mask, jobs: Vec<(Place, Job)>, sampler: &mut Sampler) -> Vec<Shadow> {
-    let mut asked = Vec::with_capacity(jobs.len());
+    let (mut asked, mut running) = (Vec::with_capacity(jobs.len()), Vec::with_capacity(jobs.len()));
     for (_, job) in jobs {
         let Job { work: Work { pixels, selection, slot, .. }, reply, policy, brownout, .. } = job;
-        drop(slot); // it does not wait any more
+        running.push(slot.run()); // it does not wait any more
         asked.push(Asked { pixels, own: selection.is_own(), reply, policy, brownout });
     }
     model.metrics().batch(asked.len());
@@ -323,6 +335,8 @@ fn run_path(model: &Arc<dyn Model>, mask: &Mask, jobs: Vec<(Place, Job)>, sample
     let started = Instant::now();
     let results = span.in_scope(|| model.backend().run(mask, &pixels));
     let backbone = started.elapsed();
+    model.pace().ran(asked.len(), backbone);
+    drop(running);
     let mut shadows = Vec::new();
     for (Asked { pixels, own, reply, policy, brownout }, logits) in asked.into_iter().zip(results) {
         let result = match logits {

@@ -5,7 +5,8 @@ use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use super::line::{Batch, Kind, Line, Place, Stage, Waits};
+use super::fair::Place;
+use super::line::{Batch, Kind, Line, Stage, Waits};
 
 pub(super) struct Queue<K, T, S> {
     state: Mutex<State<K, T, S>>,
@@ -206,6 +207,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::scheduler::fair::FlowId;
 
     impl Kind for (Stage, u8) {
         fn stage(&self) -> Stage {
@@ -221,6 +223,10 @@ mod tests {
     impl Waits for Item {
         fn is_wanted(&self, _: Instant) -> bool {
             true
+        }
+
+        fn flow(&self) -> FlowId {
+            FlowId(self.name as u64 % 3)
         }
     }
 

@@ -25,6 +25,7 @@ struct Fake {
     costs: Costs,
     metrics: Arc<ModelMetrics>,
     statistics: Statistics,
+    pace: Pace,
 }
 
 impl Backend for Fake {
@@ -77,6 +78,10 @@ impl Model for Fake {
     fn statistics(&self) -> &Statistics {
         &self.statistics
     }
+
+    fn pace(&self) -> &Pace {
+        &self.pace
+    }
 }
 
 struct Bench {
@@ -85,6 +90,7 @@ struct Bench {
     /// For each side of a shadow.
     shadow_permits: Option<mpsc::Sender<()>>,
     admission: Admission,
+    flow: Arc<Flow>,
     scheduler: Scheduler,
     metrics: Metrics,
 }
@@ -107,14 +113,28 @@ impl Bench {
             costs: Costs { policy: 1, stem: 1, blocks: vec![BlockCost { segment: 0, kept: 1, dropped: 0 }], head: 1 },
             metrics: metrics.model("fake", 1),
             statistics: Statistics::default(),
+            pace: Pace::default(),
         });
-        let admission = Admission::new(64, IntGauge::new("depth", "depth").unwrap());
+        let admission = Admission::new(
+            Bounds { images: 64, of_flow: 64, workers, decoders: 1 },
+            IntGauge::new("depth", "depth").unwrap(),
+        );
         let scheduler = Scheduler::start(workers, max_batch, rate, None).unwrap();
         let (permits, shadow_permits) = (Some(permits), Some(shadow_permits));
-        Self { model, permits, shadow_permits, admission, scheduler, metrics }
+        Self { model, permits, shadow_permits, admission, flow: Flow::new(), scheduler, metrics }
     }
 
     fn submit_for(&self, path: Path, pixel: f32, deadline: Instant) -> oneshot::Receiver<Result<Answer, WorkError>> {
+        self.submit_of(&self.flow, path, pixel, deadline)
+    }
+
+    fn submit_of(
+        &self,
+        flow: &Arc<Flow>,
+        path: Path,
+        pixel: f32,
+        deadline: Instant,
+    ) -> oneshot::Receiver<Result<Answer, WorkError>> {
         let selection = Choice { path, ..Choice::default() };
         self.scheduler.submit(Work {
             model: Arc::clone(&self.model) as Arc<dyn Model>,
@@ -123,7 +143,7 @@ impl Bench {
             index: 0,
             request_id: "test".into(),
             deadline,
-            slot: self.admission.places(1).unwrap().remove(0),
+            slot: self.admission.places(flow, 1, Cost::default(), Duration::MAX).unwrap().remove(0),
         })
     }
 
@@ -137,10 +157,15 @@ impl Bench {
         self.submit_for(Path::Learned, pixel, Instant::now() + Duration::from_secs(60))
     }
 
+    /// Places for so many images more.
+    fn places(&self, count: usize) -> Result<usize, Refused> {
+        self.admission.places(&self.flow, count, Cost::default(), Duration::MAX).map(|slots| slots.len())
+    }
+
     /// Occupies the only worker with an image of 0 until the permits are let go.
     fn occupy(&self) -> oneshot::Receiver<Result<Answer, WorkError>> {
         let answer = self.submit(0.0);
-        while self.admission.places(64).is_err() {
+        while self.places(64).is_err() {
             std::thread::yield_now(); // the worker has not taken it up yet
         }
         answer
@@ -220,7 +245,7 @@ fn expired_and_abandoned_images_cost_nothing() {
     assert_eq!(pixel(wanted), 3.0);
     assert_eq!(pixel(first), 0.0);
     assert_eq!(bench.batches(), [vec![0.0], vec![3.0]]);
-    assert_eq!(bench.admission.places(64).unwrap().len(), 64, "every place came back");
+    assert_eq!(bench.places(64), Ok(64), "every place came back");
 }
 
 #[test]
@@ -273,18 +298,46 @@ fn images_of_one_mask_run_together_and_the_oldest_goes_first() {
 }
 
 #[test]
+fn one_that_floods_lets_another_in_between() {
+    let mut bench = Bench::new(1, 2);
+    let first = bench.occupy();
+    let later = Instant::now() + Duration::from_secs(60);
+    let flood: Vec<_> =
+        (1..=20).map(|number| bench.submit_learned(if number % 2 == 0 { 200.0 } else { 2.0 })).collect();
+    let other = bench.submit_of(&Flow::new(), Path::Learned, 3.0, later);
+    bench.release();
+    assert_eq!(pixel(first), 0.0);
+    assert_eq!(pixel(other), 3.0);
+    assert!(flood.into_iter().map(pixel).all(|first| first != 3.0));
+    let batches = bench.batches();
+    let at = batches.iter().position(|batch| batch.contains(&3.0)).unwrap();
+    assert!(at <= 2, "one batch of the flood goes before it: {batches:?}");
+}
+
+#[test]
+fn a_model_has_a_pace_once_its_images_have_run() {
+    let mut bench = Bench::new(1, 2);
+    bench.release();
+    assert_eq!(bench.model.pace.image(), None);
+    for _ in 0..20 {
+        pixel(bench.submit_learned(1.0));
+    }
+    assert!(bench.model.pace.image().is_some_and(|time| !time.is_zero()));
+}
+
+#[test]
 fn groups_fill_while_workers_are_busy_and_a_place_is_held_until_the_path_runs() {
     let mut bench = Bench::new(1, 4);
     let first = bench.occupy();
     let answers: Vec<_> =
         (1..=12).map(|number| bench.submit_learned(if number % 3 == 0 { 200.0 } else { 1.0 })).collect();
-    assert_eq!(bench.admission.places(64 - 11).unwrap_err(), Refused::Full, "12 of 64 places are taken");
+    assert_eq!(bench.places(64 - 11), Err(Refused::Full), "12 of 64 places are taken");
     bench.release();
     assert_eq!(pixel(first), 0.0);
     assert_eq!(answers.into_iter().map(pixel).filter(|&first| first == 200.0).count(), 4);
     assert_eq!(bench.looked().iter().map(Vec::len).collect::<Vec<_>>(), [4, 4, 4]);
     assert_eq!(bench.batches()[1..], [vec![1.0; 4], vec![200.0; 4], vec![1.0; 4]], "full batches, though masks mix");
-    assert_eq!(bench.admission.places(64).unwrap().len(), 64);
+    assert_eq!(bench.places(64), Ok(64));
 }
 
 #[test]

@@ -15,7 +15,7 @@ use crate::engine::{Answer, EngineError, heap};
 use crate::image::{decode, preprocess};
 use crate::policy::Selection;
 use crate::registry::{Model, Registry};
-use crate::scheduler::{Admission, Refused, Scheduler, Slot, Work, WorkError};
+use crate::scheduler::{Admission, Average, Cost, Flow, Refused, Scheduler, Slot, Turns, Work, WorkError};
 use crate::telemetry::metrics::{Rejected, Stage};
 use crate::telemetry::{Metrics, Statistics};
 
@@ -27,9 +27,11 @@ pub struct Service {
     pub metrics: Arc<Metrics>,
     pub limits: Limits,
     /// Images being decoded at once: as many as there are cores.
-    decoders: Arc<Semaphore>,
+    decoders: Arc<Turns>,
     /// Of these, images of one request.
     turns: usize,
+    /// Time that decoding takes a decoder.
+    decoding: Average,
     /// Bodies in memory, in KiB.
     bodies: Arc<Semaphore>,
     /// Bytes of bodies since freed memory last went back to the system.
@@ -58,6 +60,8 @@ pub struct Request {
     pub selection: Selection,
     /// For the log.
     pub id: Arc<str>,
+    /// Of its connection.
+    pub flow: Arc<Flow>,
     pub deadline: Instant,
 }
 
@@ -137,24 +141,28 @@ impl Service {
             admission,
             metrics,
             limits,
-            decoders: Arc::new(Semaphore::new(decoders)),
+            decoders: Turns::new(decoders),
             turns: decoders,
+            decoding: Average::default(),
             bodies: Arc::new(Semaphore::new(limits.bodies.div_ceil(BODY_UNIT))),
             passed: AtomicUsize::new(0),
         }
     }
 
-    /// Whether a new request may come in: asked before its body is read.
+    /// Whether a new request of `flow`, to be answered before `deadline`, may come in: asked before its body is read.
     ///
     /// # Errors
-    /// The queue is full, or the server is stopping.
-    pub fn admit(&self) -> Result<(), Error> {
-        self.admission.check().map_err(|refused| self.refuse(refused))
+    /// The queue is full or the flow's share of it, there would be no answer in time, or the server is stopping.
+    pub fn admit(&self, flow: &Flow, deadline: Instant) -> Result<(), Error> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        self.admission.check(flow, left).map_err(|refused| self.refuse(refused))
     }
 
     fn refuse(&self, refused: Refused) -> Error {
         self.metrics.reject(match refused {
             Refused::Full => Rejected::QueueFull,
+            Refused::FlowFull => Rejected::ConnectionFull,
+            Refused::Late(_) => Rejected::TooLate,
             Refused::Stopping => Rejected::ShuttingDown,
         });
         refused.into()
@@ -173,13 +181,14 @@ impl Service {
         })
     }
 
-    /// Does `work` on what takes `size` bytes: on the blocking pool where that would keep other requests waiting, as many
+    /// Does `work` on what takes `size` bytes, for `flow`: on the blocking pool where that would keep other requests waiting, as many
     /// at once as there are cores.
     ///
     /// # Errors
     /// There was no turn before the `deadline`, or the work ended in a panic.
     pub async fn aside<T: Send + 'static>(
         &self,
+        flow: &Flow,
         size: usize,
         deadline: Instant,
         work: impl FnOnce() -> T + Send + 'static,
@@ -188,12 +197,11 @@ impl Service {
         if size <= SHORT {
             return Ok(work());
         }
-        let turn = tokio::time::timeout_at(deadline.into(), Arc::clone(&self.decoders).acquire_owned());
+        let turn = tokio::time::timeout_at(deadline.into(), self.decoders.turn(flow));
         let turn = turn.await.map_err(|_| {
             self.metrics.reject(Rejected::Deadline);
             Error::deadline()
         })?;
-        let turn = turn.expect("the semaphore is never closed");
         let done = tokio::task::spawn_blocking(move || {
             let _turn = turn;
             work()
@@ -217,14 +225,14 @@ impl Service {
 
     /// Images of a request, at most.
     pub fn most_images(&self) -> usize {
-        self.limits.images.min(self.admission.capacity())
+        self.limits.images.min(self.admission.most())
     }
 
     /// Classifies the `images` of a request that was [admitted](Self::admit), each for itself, in their order. An image
     /// may be an error already, where the protocol could not take it out of its body.
     ///
     /// # Errors
-    /// No images, too many of them, or no room in the queue for all of them.
+    /// No images, too many of them, no room in the queue for all of them, or not enough time.
     pub async fn classify(
         &self,
         request: &Request,
@@ -238,7 +246,11 @@ impl Service {
         if count > most {
             return Err(Error::too_many_images(most));
         }
-        let slots = self.admission.places(count).map_err(|refused| self.refuse(refused))?;
+        let left = request.deadline.saturating_duration_since(Instant::now());
+        let encoded = images.iter().any(|image| matches!(image, Ok(Image::Encoded(_))));
+        let decode = self.decoding.mean().filter(|_| encoded).unwrap_or_default();
+        let cost = Cost { decode, run: request.model.pace.image().unwrap_or_default() };
+        let slots = self.admission.places(&request.flow, count, cost, left).map_err(|refused| self.refuse(refused))?;
         // A request waits for decoders with as many images as there are decoders: one of many large images leaves
         // the next turn to others.
         let own_turns = &Semaphore::new(self.turns);
@@ -275,7 +287,7 @@ impl Service {
         request: &Request,
         own_turns: &Semaphore,
         image: Image,
-        slot: Slot,
+        mut slot: Slot,
         index: u64,
     ) -> Result<Classified, Error> {
         let started = Instant::now();
@@ -283,10 +295,11 @@ impl Service {
         let Decoded { pixels, decode, preprocess } = match image {
             Image::Encoded(bytes) => {
                 let _own_turn = own_turns.acquire().await.expect("the semaphore is never closed");
-                self.decode(&request.model, bytes).await?
+                self.decode(&request.model, &request.flow, bytes).await?
             }
             Image::Pixels(pixels) => Decoded { pixels, decode: Duration::ZERO, preprocess: Duration::ZERO },
         };
+        slot.decoded();
         let work = Work {
             model: Arc::clone(&request.model) as Arc<dyn crate::scheduler::Model>,
             pixels,
@@ -311,9 +324,9 @@ impl Service {
         Ok(Classified { answer, times: Times { decode, preprocess, queue, policy, backbone, total } })
     }
 
-    /// Decodes on the blocking pool, as many images at once as there are cores.
-    async fn decode(&self, model: &Arc<Model>, bytes: Bytes) -> Result<Decoded, Error> {
-        let turn = Arc::clone(&self.decoders).acquire_owned().await.expect("the semaphore is never closed");
+    /// Decodes on the blocking pool, as many images at once as there are cores; connections take turns.
+    async fn decode(&self, model: &Arc<Model>, flow: &Flow, bytes: Bytes) -> Result<Decoded, Error> {
+        let turn = self.decoders.turn(flow).await;
         // Not the model itself: a decode that never ends must not hold sessions while the process does.
         let (input, most) = (model.engine.bundle().manifest.input.clone(), self.limits.pixels);
         let request = tracing::Span::current();
@@ -333,6 +346,7 @@ impl Service {
         let decoded: Result<Decoded, Error> =
             decoded.await.map_err(|_| Error::new(Kind::Internal, "the image could not be decoded"))?;
         let decoded = decoded?;
+        self.decoding.add(1, decoded.decode + decoded.preprocess);
         self.metrics.stage(Stage::Decode, decoded.decode);
         self.metrics.stage(Stage::Preprocess, decoded.preprocess);
         Ok(decoded)

@@ -1,5 +1,7 @@
 //! The one error of the server's border, and what it is in each protocol.
 
+use std::time::Duration;
+
 use axum::http::StatusCode;
 
 use crate::image::ImageError;
@@ -88,12 +90,15 @@ impl Kind {
 pub struct Error {
     pub kind: Kind,
     pub message: String,
+    /// Where trying again may help: seconds until then.
+    pub retry_after: Option<u32>,
 }
 
 impl Error {
     /// An error with this `message`, of which at most 2,048 bytes are kept: a library's may quote a whole body.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: bounded(message.into()) }
+        let retry_after = matches!(kind, Kind::Starting | Kind::Overloaded | Kind::ShuttingDown).then_some(1);
+        Self { kind, message: bounded(message.into()), retry_after }
     }
 }
 
@@ -153,6 +158,18 @@ impl From<Refused> for Error {
     fn from(refused: Refused) -> Self {
         match refused {
             Refused::Full => Self::new(Kind::Overloaded, "the queue is full; try again in a moment"),
+            Refused::FlowFull => Self::new(
+                Kind::Overloaded,
+                "as many images of this connection wait as may; wait for some of their answers first",
+            ),
+            Refused::Late(late) => {
+                // As it is now: more would make the guess no better.
+                const MOST: Duration = Duration::from_secs(60);
+                let seconds = (late.min(MOST).as_secs_f64().ceil() as u32).max(1);
+                let message =
+                    format!("so many images wait that the answer would be too late; try again in {seconds} s");
+                Self { retry_after: Some(seconds), ..Self::new(Kind::Overloaded, message) }
+            }
             Refused::Stopping => Self::new(Kind::ShuttingDown, "the server is shutting down; try another one"),
         }
     }

@@ -4,6 +4,7 @@
 
 mod admin;
 mod classify;
+mod connection;
 mod error;
 mod grpc;
 pub mod http;

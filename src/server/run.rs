@@ -10,18 +10,18 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum_server::Handle;
-use axum_server::accept::NoDelayAcceptor;
 use tokio::net::TcpSocket;
 use tokio::task::JoinHandle;
 
 use super::classify::{Limits, Service};
+use super::connection::Acceptor;
 use super::http::Origins;
 use super::keys::Keys;
 use super::readiness::Readiness;
 use super::{admin, grpc, http};
 use crate::engine::{Paths, Provider, Runtime, RuntimeError};
 use crate::registry::{LoadOptions, Registry, RegistryError};
-use crate::scheduler::{Admission, Brownout, Scheduler};
+use crate::scheduler::{Admission, Bounds, Brownout, Scheduler};
 use crate::telemetry::Metrics;
 
 /// What to serve and within which bounds.
@@ -37,6 +37,12 @@ pub struct Settings {
     pub workers: usize,
     pub max_batch: usize,
     pub max_queue: usize,
+    /// Images of one connection that may wait.
+    pub max_queue_per_connection: usize,
+    /// Connections to each of the public listeners.
+    pub max_connections: usize,
+    /// Time for a client to take each part of an answer.
+    pub write_timeout: Duration,
     /// Share of the images that run by the full net too, after their answers.
     pub shadow_rate: f64,
     /// The highest keep threshold under brownout, where there is any.
@@ -79,6 +85,19 @@ pub enum ServeError {
 /// Time in which a client has to send a request's head, the first one's start included.
 const HEAD: Duration = Duration::from_secs(15);
 
+/// What a connection may hold beside bodies that were read: the help of `--max-connections` tells their sum.
+mod cost {
+    pub(super) const HTTP1_BYTES: usize = 400 << 10;
+    /// Of all its streams.
+    pub(super) const HTTP2_UNREAD_BYTES: u32 = 1 << 20;
+    pub(super) const HTTP2_STREAMS: u32 = 200;
+    /// Of each stream.
+    pub(super) const HTTP2_HEAD_BYTES: u32 = 16 << 10;
+}
+
+/// Connections to the admin listener: its own, so that applications do not keep operators out.
+const OPERATORS: usize = 64;
+
 /// Time for the last answers to get out once they are made.
 const LAST_BYTES: Duration = Duration::from_secs(1);
 
@@ -106,7 +125,9 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     // Filled once there are models.
     let repository = Arc::new(OnceLock::new());
     let routes = admin::router(Arc::clone(&metrics), Arc::clone(&readiness), Arc::clone(&repository));
-    let admin = Listener::start(operators, routes)?;
+    let acceptor = |name: &str, most: usize| Acceptor::new(most, settings.write_timeout, metrics.listener(name));
+    let admin = Listener::start(operators, acceptor("admin", OPERATORS), routes)?;
+    metrics.queue_limit.set(settings.max_queue.try_into().unwrap_or(i64::MAX));
     tracing::info!(address = %admin.address, "admin listener: /metrics, /livez, /readyz, /v2/repository");
 
     let paths = Arc::new(Paths::start(settings.path_cache)?);
@@ -136,21 +157,31 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
         }
     };
     let registry = Arc::clone(repository.get_or_init(|| Arc::new(registry)));
+    let decoders = std::thread::available_parallelism().map_or(1, NonZero::get);
     let brownout = settings.brownout.map(|most| Brownout::new(most, settings.brownout_wait, metrics.brownout_level()));
     let service = Arc::new(Service::new(
         Arc::clone(&registry),
         Scheduler::start(settings.workers, settings.max_batch, settings.shadow_rate, brownout)?,
-        Admission::new(settings.max_queue, metrics.queue_depth.clone()),
+        Admission::new(
+            Bounds {
+                images: settings.max_queue,
+                of_flow: settings.max_queue_per_connection,
+                workers: settings.workers,
+                decoders,
+            },
+            metrics.queue_depth.clone(),
+        ),
         Arc::clone(&metrics),
         settings.limits,
-        std::thread::available_parallelism().map_or(1, NonZero::get),
+        decoders,
     ));
     let http = Listener::start(
         public.listen()?,
+        acceptor("http", settings.max_connections),
         http::router(Arc::clone(&service), settings.keys.clone(), settings.origins.clone()),
     )?;
     let (calls, health) = grpc::router(Arc::clone(&service), settings.keys.clone()).await;
-    let grpc = Listener::start(services.listen()?, calls)?;
+    let grpc = Listener::start(services.listen()?, acceptor("grpc", settings.max_connections), calls)?;
     let upkeep = tokio::spawn({
         let service = Arc::clone(&service);
         async move { tokio::join!(service.trim(), service.scheduler.watch()) }
@@ -234,17 +265,25 @@ struct Listener {
 }
 
 impl Listener {
-    fn start(listener: TcpListener, router: Router) -> std::io::Result<Self> {
+    fn start(listener: TcpListener, acceptor: Acceptor, router: Router) -> std::io::Result<Self> {
         let address = listener.local_addr()?;
         let handle = Handle::new();
-        // Without TCP_NODELAY small answers wait for 40 ms.
-        let mut server = axum_server::from_tcp(listener)?
-            .acceptor(NoDelayAcceptor::new())
-            .handle(handle.clone())
-            .first_request_timeout(HEAD);
+        let mut server =
+            axum_server::from_tcp(listener)?.acceptor(acceptor).handle(handle.clone()).first_request_timeout(HEAD);
         let builder = server.http_builder();
-        builder.http1().timer(hyper_util::rt::TokioTimer::new()).header_read_timeout(HEAD);
-        builder.http2().timer(hyper_util::rt::TokioTimer::new()).keep_alive_interval(HEAD).keep_alive_timeout(HEAD);
+        builder
+            .http1()
+            .timer(hyper_util::rt::TokioTimer::new())
+            .header_read_timeout(HEAD)
+            .max_buf_size(cost::HTTP1_BYTES);
+        builder
+            .http2()
+            .timer(hyper_util::rt::TokioTimer::new())
+            .keep_alive_interval(HEAD)
+            .keep_alive_timeout(HEAD)
+            .initial_connection_window_size(cost::HTTP2_UNREAD_BYTES)
+            .max_concurrent_streams(cost::HTTP2_STREAMS)
+            .max_header_list_size(cost::HTTP2_HEAD_BYTES);
         let task = tokio::spawn(server.serve(router.into_make_service()));
         Ok(Self { address, handle, task })
     }

@@ -70,6 +70,10 @@ pub enum Rejected {
     Unauthenticated,
     /// The queue had no room.
     QueueFull,
+    /// As many images of its connection waited as may.
+    ConnectionFull,
+    /// It would have been answered after its deadline.
+    TooLate,
     /// Bodies in memory are at their limit.
     Memory,
     /// The server is stopping.
@@ -81,18 +85,61 @@ pub enum Rejected {
 }
 
 impl Rejected {
-    const ALL: [Self; 6] =
-        [Self::Unauthenticated, Self::QueueFull, Self::Memory, Self::ShuttingDown, Self::Deadline, Self::Cancelled];
+    const ALL: [Self; 8] = [
+        Self::Unauthenticated,
+        Self::QueueFull,
+        Self::ConnectionFull,
+        Self::TooLate,
+        Self::Memory,
+        Self::ShuttingDown,
+        Self::Deadline,
+        Self::Cancelled,
+    ];
 
     fn name(self) -> &'static str {
         match self {
             Self::Unauthenticated => "unauthenticated",
             Self::QueueFull => "queue_full",
+            Self::ConnectionFull => "connection_full",
+            Self::TooLate => "too_late",
             Self::Memory => "memory",
             Self::ShuttingDown => "shutting_down",
             Self::Deadline => "deadline",
             Self::Cancelled => "cancelled",
         }
+    }
+}
+
+/// What a connection came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Closed {
+    /// As many were open as may be.
+    Limit,
+    /// Its client did not take an answer in time.
+    Untaken,
+}
+
+impl Closed {
+    const ALL: [Self; 2] = [Self::Limit, Self::Untaken];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Limit => "limit",
+            Self::Untaken => "untaken",
+        }
+    }
+}
+
+/// The connections of one listener.
+#[derive(Debug, Clone)]
+pub struct ConnectionMetrics {
+    pub open: IntGauge,
+    closed: [IntCounter; 2],
+}
+
+impl ConnectionMetrics {
+    pub fn closed(&self, reason: Closed) {
+        self.closed[reason as usize].inc();
     }
 }
 
@@ -144,8 +191,12 @@ pub struct Metrics {
     model_ready: IntGaugeVec,
     models: Mutex<HashMap<String, Arc<ModelMetrics>>>,
     started: Instant,
+    connections: IntGaugeVec,
+    connections_closed: IntCounterVec,
     /// Images admitted whose path does not run yet.
     pub queue_depth: IntGauge,
+    /// How many of these there may be.
+    pub queue_limit: IntGauge,
     /// Requests being answered.
     pub inflight: IntGauge,
 }
@@ -228,7 +279,7 @@ impl Metrics {
             histograms("blockdrop_stage_duration_seconds", "Time that an image spent in a stage.", "stage", &SECONDS);
         let rejected = counters(
             "blockdrop_rejected_total",
-            "Requests turned away (unauthenticated, queue_full, memory, shutting_down) and images given up (deadline, cancelled).",
+            "Requests turned away (unauthenticated, queue_full, connection_full, too_late, memory, shutting_down) and images given up (deadline, cancelled).",
             &["reason"],
         );
         let gauges = |name: &str, help: &str| {
@@ -236,6 +287,10 @@ impl Metrics {
             put(Box::new(gauges.clone()));
             gauges
         };
+        let connections =
+            IntGaugeVec::new(Opts::new("blockdrop_connections", "Connections that are open."), &["listener"])
+                .expect("a valid name");
+        put(Box::new(connections.clone()));
         let blocks_kept = KeptBlocks::new("blockdrop_blocks_kept", "Blocks kept for an image.");
         put(Box::new(blocks_kept.clone()));
         let info = Opts::new("blockdrop_build_info", "Always 1; the labels say what runs.")
@@ -305,7 +360,14 @@ impl Metrics {
             blocks_kept,
             decisions: Decisions::new(put),
             model_ready: gauges("blockdrop_model_ready", "1 where a model is loaded and warm."),
+            connections,
+            connections_closed: counters(
+                "blockdrop_connections_closed_total",
+                "Connections that the server closed: as many were open as may be (limit), or the client did not take an answer in time (untaken).",
+                &["listener", "reason"],
+            ),
             queue_depth: gauge("blockdrop_queue_depth", "Images admitted whose path does not run yet."),
+            queue_limit: gauge("blockdrop_queue_limit", "Images that may be admitted and wait (--max-queue)."),
             inflight: gauge("blockdrop_inflight_requests", "Requests being answered."),
             requests,
             request_duration,
@@ -360,6 +422,12 @@ impl Metrics {
     /// How far brownout raises the keep thresholds, from 0 to 1.
     pub fn brownout_level(&self) -> Gauge {
         self.decisions.level.clone()
+    }
+
+    /// The series of the listener called `name`.
+    pub fn listener(&self, name: &str) -> ConnectionMetrics {
+        let closed = |reason: Closed| self.connections_closed.with_label_values(&[name, reason.name()]);
+        ConnectionMetrics { open: self.connections.with_label_values(&[name]), closed: Closed::ALL.map(closed) }
     }
 
     /// Counts an answered request, over gRPC an answered message. A code that no route answers with is counted as 400,

@@ -12,7 +12,7 @@ use tracing::Instrument;
 
 use super::body::{Arrived, Memory};
 use crate::proto::code_name;
-use crate::scheduler::Refused;
+use crate::scheduler::{Flow, Refused};
 use crate::server::classify::{Request, Service};
 use crate::server::error::{Error, Kind};
 use crate::server::http::RequestId;
@@ -21,6 +21,8 @@ use crate::server::http::RequestId;
 #[derive(Clone)]
 pub(super) struct Call {
     pub(super) id: RequestId,
+    /// Of its connection.
+    pub(super) flow: Arc<Flow>,
     /// When its client stops waiting.
     deadline: Option<Instant>,
     arrived: Arrived,
@@ -29,11 +31,11 @@ pub(super) struct Call {
 }
 
 impl Call {
-    /// The call with these `headers`, whose messages are [`Arrived`].
+    /// The call with these `headers` over the connection of `flow`, whose messages are [`Arrived`].
     ///
     /// # Errors
     /// Its timeout is none.
-    pub(super) fn new(id: RequestId, headers: &HeaderMap, arrived: Arrived) -> Result<Self, Error> {
+    pub(super) fn new(id: RequestId, flow: Arc<Flow>, headers: &HeaderMap, arrived: Arrived) -> Result<Self, Error> {
         let timeout = headers.get("grpc-timeout").map(|value| {
             let text = value.to_str().unwrap_or("");
             timeout(text).ok_or_else(|| {
@@ -44,12 +46,21 @@ impl Call {
             })
         });
         let deadline = timeout.transpose()?.and_then(|timeout| Instant::now().checked_add(timeout));
-        Ok(Self { id, deadline, arrived, counted: Arc::default() })
+        Ok(Self { id, flow, deadline, arrived, counted: Arc::default() })
     }
 
     /// The call that the layer in front has put there.
     pub(super) fn of(extensions: &Extensions) -> Result<Self, Status> {
         extensions.get::<Self>().cloned().ok_or_else(|| Status::internal("the call has no head"))
+    }
+
+    /// Whether a message that runs images may come in now.
+    ///
+    /// # Errors
+    /// As [`Service::admit`].
+    pub(super) fn admit(&self, service: &Service) -> Result<(), Error> {
+        let most = Instant::now() + service.limits.time;
+        service.admit(&self.flow, self.deadline.map_or(most, |deadline| deadline.min(most)))
     }
 
     /// Memory of the next message, which takes `size` bytes decoded.

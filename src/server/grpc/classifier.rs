@@ -40,12 +40,12 @@ impl Classifier for Typed {
             let request_id = shown_id(&call, &message);
             async move {
                 let answer = async {
-                    service.admit()?;
+                    call.admit(&service)?;
                     classify(&service, &call, message).await
                 };
                 let result = match answered(&service, "ClassifyStream", &call, answer).await {
                     Ok(response) => Either::Response(response),
-                    Err(Error { kind, message }) => {
+                    Err(Error { kind, message, .. }) => {
                         Either::Error(v1::Error { message, code: kind.code().to_owned(), request_id })
                     }
                 };
@@ -80,7 +80,7 @@ async fn classify(service: &Service, call: &Call, message: ClassifyRequest) -> R
         timeout: None,
     };
     let top_k = parameters.top_k()?.unwrap_or(5);
-    let request = call.within(parameters.request(service, call.id.as_str().into(), received)?);
+    let request = call.within(parameters.request(service, call.id.as_str().into(), &call.flow, received)?);
     if image.is_empty() {
         return Err(Error::new(Kind::EmptyBody, "image: found no bytes, expected an encoded image"));
     }

@@ -21,6 +21,7 @@ use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
 
 use super::classify::Service;
+use super::connection::Connection;
 use super::error::Error;
 use super::http::{REQUEST_ID, RequestId};
 use super::keys::{Guard, Keys};
@@ -111,12 +112,14 @@ async fn head(State((service, guard)): State<(Arc<Service>, Guard)>, request: Re
 }
 
 fn called(service: &Arc<Service>, request: Request, id: &RequestId) -> Result<(Request, Call), Error> {
+    let connection = request.extensions().get::<Connection>().expect("a request comes over a connection");
+    let flow = Arc::clone(&connection.flow);
     if CLASSIFYING.contains(&request.uri().path()) {
-        service.admit()?;
+        service.admit(&flow, Instant::now() + service.limits.time)?;
     }
     let (mut head, body) = request.into_parts();
     let (body, arrived) = body::limited(Arc::clone(service), body);
-    let call = Call::new(id.clone(), &head.headers, arrived)?;
+    let call = Call::new(id.clone(), flow, &head.headers, arrived)?;
     head.extensions.insert(call.clone());
     Ok((Request::from_parts(head, body), call))
 }

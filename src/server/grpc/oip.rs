@@ -129,7 +129,7 @@ impl GrpcInferenceService for Oip {
             let id = check_id("id", &message.id).map_or_else(|_| String::new(), |()| message.id.clone());
             async move {
                 let answer = async {
-                    service.admit()?;
+                    call.admit(&service)?;
                     infer(&service, &call, message).await
                 };
                 match answered(&service, "ModelStreamInfer", &call, answer).await {
@@ -266,7 +266,7 @@ async fn infer(service: &Service, call: &Call, message: ModelInferRequest) -> Re
     }
     let top_k = parameters.top_k()?;
     let wanted = wanted(&outputs)?;
-    let request = call.within(parameters.request(service, call.id.as_str().into(), received)?);
+    let request = call.within(parameters.request(service, call.id.as_str().into(), &call.flow, received)?);
 
     let wrong = |problem: String| Error::new(Kind::InvalidBody, format!("inputs: {problem}"));
     let [input] = <[_; 1]>::try_from(inputs)

@@ -38,8 +38,9 @@ impl From<Error> for Status {
     fn from(error: Error) -> Self {
         let mut status = Self::new(error.kind.grpc(), error.message);
         status.metadata_mut().insert(CODE, MetadataValue::from_static(error.kind.code()));
-        if matches!(error.kind, Kind::Overloaded | Kind::ShuttingDown) {
-            status.metadata_mut().insert("grpc-retry-pushback-ms", MetadataValue::from_static("1000"));
+        if let Some(seconds) = error.retry_after {
+            let milliseconds = MetadataValue::from(u64::from(seconds) * 1000);
+            status.metadata_mut().insert("grpc-retry-pushback-ms", milliseconds);
         }
         status
     }

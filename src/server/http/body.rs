@@ -14,6 +14,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use utoipa::ToSchema;
 
 use super::json::Object;
+use crate::scheduler::Flow;
 use crate::server::classify::{BODY_UNIT, Service};
 use crate::server::error::{Error, Kind};
 use crate::text::shortened;
@@ -93,6 +94,7 @@ pub(super) const EXPECTED: &str = "an image's bytes, multipart/form-data with pa
 /// The body as a whole cannot be understood, or has more images than may be.
 pub(super) async fn images(
     service: &Service,
+    flow: &Flow,
     headers: &HeaderMap,
     body: &Bytes,
     deadline: Instant,
@@ -103,7 +105,7 @@ pub(super) async fn images(
         "multipart/form-data" => multipart(content_type, body, most).await,
         "application/json" => {
             let whole = body.clone();
-            service.aside(body.len(), deadline, move || json(&whole, most)).await?
+            service.aside(flow, body.len(), deadline, move || json(&whole, most)).await?
         }
         other if body.starts_with(b"{") => Err(Error::new(
             Kind::InvalidBody,

@@ -11,6 +11,7 @@ use utoipa::ToSchema;
 
 use super::{RequestId, body, openapi};
 use crate::server::classify::{Image, ImageResult, Service};
+use crate::server::connection::Connection;
 use crate::server::error::{Error, Kind};
 use crate::server::parameters::Parameters;
 
@@ -60,19 +61,20 @@ enum Entry {
 pub(super) async fn classify(
     State(service): State<Arc<Service>>,
     Extension(id): Extension<RequestId>,
+    Extension(Connection { flow, .. }): Extension<Connection>,
     parameters: Result<Query<Parameters>, QueryRejection>,
     http: HttpRequest,
 ) -> Result<Response, Error> {
     let received = Instant::now();
     let Query(parameters) = parameters.map_err(|rejection| unreadable(&rejection))?;
     let top_k = parameters.top_k()?.unwrap_or(5);
-    let request = parameters.request(&service, id.as_str().into(), received)?;
+    let request = parameters.request(&service, id.as_str().into(), &flow, received)?;
     // A server that is full says so before it reads a body.
-    service.admit()?;
+    service.admit(&flow, request.deadline)?;
     let (head, content) = http.into_parts();
     let deadline = received + service.limits.time;
     let held = body::read(&service, &head.headers, content, deadline, body::EXPECTED).await?;
-    let images = body::images(&service, &head.headers, &held.bytes, deadline).await?;
+    let images = body::images(&service, &flow, &head.headers, &held.bytes, deadline).await?;
     let single = images.len() == 1;
     let images = images.into_iter().map(|image| image.map(Image::Encoded)).collect();
     let results = service.classify(&request, images).await?;

@@ -124,12 +124,12 @@ fn render(error: &Error, id: &RequestId, before: Response) -> Response {
             response.headers_mut().insert(name, value.clone());
         }
     }
+    if let Some(seconds) = error.retry_after {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
     match error.kind {
         Kind::Unauthenticated => {
             drop(response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")));
-        }
-        Kind::Starting | Kind::Overloaded | Kind::ShuttingDown => {
-            drop(response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1")));
         }
         Kind::UnsupportedEncoding => {
             let accepted = HeaderValue::from_static(encoding::ACCEPTED);

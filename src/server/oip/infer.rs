@@ -37,7 +37,7 @@ impl Infer {
         let images = images.into_iter().map(Ok).collect();
         let each = service.classify(&request, images).await?.into_iter().enumerate().map(|(index, result)| {
             // Where there are several, the sentence says which.
-            let named = |Error { kind, message }| Error::new(kind, format!("image {index}: {message}"));
+            let named = |error: Error| Error { message: format!("image {index}: {}", error.message), ..error };
             result.map_err(|error| if several { named(error) } else { error })
         });
         let images: Vec<Classified> = each.collect::<Result<_, Error>>()?;

@@ -16,6 +16,7 @@ use super::request::{self, Data, InferRequest, Input, Output, Parameter, Values}
 use super::{JSON_LENGTH, Named};
 use crate::registry::Model;
 use crate::server::classify::{Image, Service};
+use crate::server::connection::Connection;
 use crate::server::error::{Error, Kind};
 use crate::server::http::classify::unreadable;
 use crate::server::http::json::Object;
@@ -54,6 +55,7 @@ use crate::text::shortened;
 pub(super) async fn infer(
     State(service): State<Arc<Service>>,
     Extension(request_id): Extension<RequestId>,
+    Extension(Connection { flow, .. }): Extension<Connection>,
     named: Named,
     query: Result<Query<Parameters>, QueryRejection>,
     http: HttpRequest,
@@ -70,17 +72,17 @@ pub(super) async fn infer(
             ));
         }
     }
-    service.admit()?;
+    let deadline = received + service.limits.time;
+    service.admit(&flow, deadline)?;
     let (head, content) = http.into_parts();
     let json_length = json_length(&head.headers)?;
-    let deadline = received + service.limits.time;
     let held = body::read(&service, &head.headers, content, deadline, EXPECTED).await?;
     let asked = if json_length == Some(0) {
         Asked { id: None, wanted: Wanted::all(false), images: vec![Image::Encoded(held.bytes.clone())] }
     } else {
         let (json, tensors) = split(&held.bytes, json_length)?;
         let (model, most) = (Arc::clone(&model), service.most_images());
-        let read = service.aside(held.bytes.len(), deadline, move || {
+        let read = service.aside(&flow, held.bytes.len(), deadline, move || {
             let asked = Asked::read(&json, tensors, &model, most, &mut parameters)?;
             Ok::<_, Error>((asked, parameters))
         });
@@ -90,7 +92,8 @@ pub(super) async fn infer(
     };
     let Asked { id, wanted, images } = asked;
     let top_k = parameters.top_k()?;
-    let request = parameters.request_for(Arc::clone(&model), &service, request_id.as_str().into(), received)?;
+    let id_of_log = request_id.as_str().into();
+    let request = parameters.request_for(Arc::clone(&model), &service, id_of_log, &flow, received)?;
     let inferred = Infer { request, images, wanted, top_k }.run(&service).await?;
     let (model, version) = (model.name.clone(), model.version.to_string());
     Ok(written(&Answer { model, version, id, inferred }))
