@@ -299,7 +299,7 @@ fn wrong_paths_and_budgets_are_named_as_flags() {
 }
 
 /// For each option that is checked: a wrong value, and what the message says was expected.
-const WRONG: [(&str, &str, &str); 21] = [
+const WRONG: [(&str, &str, &str); 22] = [
     ("--http-addr", "localhost", "an IP address and a port"),
     ("--admin-addr", "8081", "an IP address and a port"),
     ("--provider", "gpu", "cpu, cuda or cuda:N"),
@@ -308,6 +308,7 @@ const WRONG: [(&str, &str, &str); 21] = [
     ("--max-queue", "none", "1 to 1000000 images"),
     ("--max-connections", "0", "1 to 1000000 connections"),
     ("--max-queue-per-connection", "0", "from 1 to --max-queue images"),
+    ("--serving-nice", "20", "0 to 19"),
     ("--write-timeout", "0s", "a time from 1ms to 1day"),
     ("--shadow-rate", "1.5", "a share from 0 to 1"),
     ("--brownout", "1", "a threshold above each model's own and below 1"),

@@ -117,6 +117,27 @@ async fn a_connection_has_at_most_its_share_of_the_queue() {
     contains(&found.text().await.unwrap(), &["expected at most 2"]);
 }
 
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn threads_that_serve_stand_behind_the_workers() {
+    let server = Server::start(models("net", &Net::tiny(5)).path(), &["--serving-nice", "7"]);
+    server.classify("", png(1)).await;
+    let mut found = std::collections::BTreeMap::<String, Vec<i32>>::new();
+    for thread in std::fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap() {
+        let stat = std::fs::read_to_string(thread.unwrap().path().join("stat")).unwrap();
+        let (name, rest) = stat.split_once('(').unwrap().1.rsplit_once(") ").unwrap();
+        found.entry(name.to_owned()).or_default().push(rest.split(' ').nth(16).unwrap().parse().unwrap());
+    }
+    let of = |start: &str| -> Vec<i32> {
+        found.iter().filter(|(name, _)| name.starts_with(start)).flat_map(|(_, each)| each.clone()).collect()
+    };
+    // The tests themselves may be nice.
+    let own = of("blockdrop")[0];
+    assert_eq!(of("worker-"), [own, own], "{found:?}");
+    let serving = of("tokio");
+    assert!(!serving.is_empty() && serving.iter().all(|nice| *nice == (own + 7).min(19)), "{found:?}");
+}
+
 #[tokio::test]
 async fn connections_are_bounded_and_operators_have_their_own() {
     let server = Server::start(models("net", &Net::tiny(5)).path(), &["--max-connections", "2"]);

@@ -63,6 +63,11 @@ pub(crate) struct Options {
     #[command(flatten)]
     connections: Connections,
 
+    /// How much nicer the threads that serve and decode are than the workers, from 0 to 19: with more requests than there are
+    /// cores for, running what was accepted then goes before refusing the rest. On Linux.
+    #[arg(long, env = "BLOCKDROP_SERVING_NICE", default_value = "0")]
+    serving_nice: Checked<u8>,
+
     /// Share of the images that the policy chooses a path for, from 0 to 1, that run again after their answers: alone, by
     /// policy and path and by the full net, to measure what skipping saves by the clock (blockdrop_shadow_* in /metrics). A
     /// worker does so only when nothing waits, one at a time; a request that finds no other worker idle waits for
@@ -124,7 +129,7 @@ pub(crate) struct Options {
 
 pub(crate) fn run(options: Options, problems: Problems) -> Result<(), Failure> {
     let settings = options.check(problems)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = serving(settings.serving_nice)?;
     let result = runtime.block_on(async {
         let stop = stop_signal()?;
         serve(settings, stop).await
@@ -136,6 +141,22 @@ pub(crate) fn run(options: Options, problems: Problems) -> Result<(), Failure> {
     // A decode that never returns must not hold up the end.
     runtime.shutdown_timeout(Duration::from_secs(1));
     Ok(result?)
+}
+
+/// The threads that serve. The workers are started by this thread, and stay as it is.
+#[cfg_attr(not(target_os = "linux"), allow(unused_variables, reason = "elsewhere a thread has no niceness of its own"))]
+fn serving(nice: u8) -> std::io::Result<tokio::runtime::Runtime> {
+    let mut threads = tokio::runtime::Builder::new_multi_thread();
+    #[cfg(target_os = "linux")]
+    if nice > 0 {
+        use rustix::process::{getpriority_process, setpriority_process};
+        // On Linux each thread has a niceness of its own. One that cannot be had leaves it as it is.
+        let nice = getpriority_process(None)? + i32::from(nice);
+        threads.on_thread_start(move || {
+            let _ = setpriority_process(None, nice.min(19));
+        });
+    }
+    threads.enable_all().build()
 }
 
 /// Resolves at SIGTERM or SIGINT. A second one ends the process at once.
@@ -190,6 +211,7 @@ impl Options {
         let max_queue = problems
             .take("--max-queue", "1 to 1000000 images", self.max_queue, |images| (1..=1_000_000).contains(images));
         let connections = self.connections.check(max_queue, &mut problems);
+        let nice = problems.take("--serving-nice", "0 to 19", self.serving_nice, |nice| *nice <= 19);
         let shadow_rate =
             problems.take("--shadow-rate", "a share from 0 to 1", self.shadow_rate, |rate| (0.0..=1.0).contains(rate));
         let brownout = self.brownout.map(|most| {
@@ -238,6 +260,7 @@ impl Options {
                 max_queue_per_connection: connections.queue_each,
                 max_connections: connections.connections,
                 write_timeout: connections.write_timeout,
+                serving_nice: nice?,
                 shadow_rate: shadow_rate?,
                 brownout: brownout.flatten(),
                 brownout_wait: *brownout_wait?,

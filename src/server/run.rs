@@ -43,6 +43,8 @@ pub struct Settings {
     pub max_connections: usize,
     /// Time for a client to take each part of an answer.
     pub write_timeout: Duration,
+    /// Of the threads that serve, for who starts them.
+    pub serving_nice: u8,
     /// Share of the images that run by the full net too, after their answers.
     pub shadow_rate: f64,
     /// The highest keep threshold under brownout, where there is any.
