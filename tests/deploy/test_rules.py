@@ -69,11 +69,6 @@ def test_the_operator_gets_the_same_rules():
     assert found["spec"] == load(RULES), "copy the groups of rules.yml"
 
 
-def test_the_queue_is_saturated_when_half_full(limits):
-    [number] = re.findall(r"> (\d+)", ALERTS["BlockdropQueueSaturated"]["expr"])
-    assert int(number) == limits["--max-queue"] / 2
-
-
 def test_ratios_of_counters_are_made_of_sums():
     for rule in rules():
         if "record" in rule and "/" in rule["expr"]:
