@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use blockdrop::bundle::onnx::{
-    AttributeProto, GraphProto, ModelProto, SparseTensorProto, StringStringEntryProto, TensorProto,
+    AttributeProto, GraphProto, ModelProto, OperatorSetIdProto, SparseTensorProto, StringStringEntryProto, TensorProto,
     tensor_shape_proto::dimension, type_proto,
 };
 use blockdrop::bundle::{Bundle, sha256_hex};
@@ -153,6 +153,11 @@ fn a_graph_that_does_not_fit_is_named() {
     refused(dir.path(), &["blocks/001.onnx: outputs: found none, expected one, 'y'"]);
     let dir = edit(|model| model.opset_import[0].version = Some(16));
     refused(dir.path(), &["blocks/001.onnx: opset: found 16, expected 17"]);
+    let dir = edit(|model| {
+        let again = OperatorSetIdProto { domain: Some("ai.onnx".into()), version: Some(16) };
+        model.opset_import.push(again);
+    });
+    refused(dir.path(), &["blocks/001.onnx: opset: found 17 and 16 of the domain 'ai.onnx', expected one version"]);
     let dir = edit(|model| model.graph.as_mut().unwrap().node.reverse());
     refused(dir.path(), &["blocks/001.onnx: node 'block1.relu'", "not made before it"]);
     let dir = edit(|model| model.graph.as_mut().unwrap().node[0].op_type = Some("Loop".into()));

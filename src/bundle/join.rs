@@ -45,7 +45,7 @@ pub fn join(parts: &[&Graph]) -> Result<ModelProto, JoinError> {
     for (index, part) in parts.iter().enumerate() {
         ir_version = ir_version.max(part.model.ir_version());
         for import in &part.model.opset_import {
-            let domain = if import.domain() == "ai.onnx" { "" } else { import.domain() };
+            let domain = import.operators();
             let other = *opsets.entry(domain.to_owned()).or_insert(import.version());
             if other != import.version() {
                 let domain = if domain.is_empty() { "ai.onnx" } else { domain }.to_owned();
