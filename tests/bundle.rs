@@ -7,9 +7,10 @@ use std::path::Path;
 
 use blockdrop::bundle::onnx::{
     AttributeProto, GraphProto, ModelProto, OperatorSetIdProto, SparseTensorProto, StringStringEntryProto, TensorProto,
-    tensor_shape_proto::dimension, type_proto,
+    ValueInfoProto, tensor_shape_proto::dimension, type_proto,
 };
-use blockdrop::bundle::{Bundle, sha256_hex};
+use blockdrop::bundle::{Bundle, join, sha256_hex};
+use blockdrop::policy::Mask;
 use blockdrop_testkit::{Kind, Net, Shortcut};
 use proptest::prelude::*;
 use prost::Message;
@@ -215,6 +216,26 @@ fn no_tensor_of_a_graph_names_a_file() {
             &["stem.onnx: data of tensor 'secret': found an external file, expected data inside the graph"],
         );
     }
+}
+
+#[test]
+fn joined_graphs_state_what_their_parts_do() {
+    let dir = written(&Net::tiny(1));
+    // An operator without a shape rule, whose shape is known by the graph's output alone.
+    edit_graph(dir.path(), "blocks/001.onnx", |model| {
+        model.graph.as_mut().unwrap().node.last_mut().unwrap().op_type = Some("ThresholdedRelu".into());
+    });
+    let bundle = Bundle::load(dir.path()).unwrap();
+    let parts = bundle.path(&Mask::full(bundle.blocks.len()));
+    let part = parts.iter().position(|part| part.file.ends_with("blocks/001.onnx")).unwrap();
+    let graph = join(&parts).unwrap().graph.unwrap();
+    let stated = graph.value_info.iter().find(|value| value.name() == format!("{part}/y")).unwrap();
+    assert_eq!(stated.r#type, graph_output(dir.path(), "blocks/001.onnx").r#type);
+}
+
+fn graph_output(dir: &Path, file: &str) -> ValueInfoProto {
+    let model = ModelProto::decode(&*fs::read(dir.join(file)).unwrap()).unwrap();
+    model.graph.unwrap().output.remove(0)
 }
 
 #[test]
