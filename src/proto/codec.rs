@@ -50,19 +50,33 @@ impl<U: Message + Default> Decoder for BoundedDecoder<U> {
     type Error = Status;
 
     fn decode(&mut self, message: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
-        // A message is in one piece; one that is none is the decoder's to refuse.
-        let mut parts = 0;
-        if count(message.chunk(), REQUEST, &mut parts).is_some() && parts > MOST_PARTS {
-            return Err(refused(format!(
-                "the message has more than {MOST_PARTS} parts (inputs, outputs, parameters, elements), expected fewer"
-            )));
-        }
-        self.0.decode(message).map_err(|status| refused(format!("the message: {}", status.message())))
+        // A message is in one piece.
+        bounded(message.chunk())?;
+        self.0.decode(message).map_err(|status| refused(format!("the message: {}", status.message())).into())
     }
 }
 
-fn refused(problem: String) -> Status {
-    Error::new(Kind::InvalidBody, problem).into()
+/// Checks that `message` has no more parts than one may have. What is no message is the decoder's to refuse.
+///
+/// # Errors
+/// It has more.
+pub(crate) fn bounded(message: &[u8]) -> Result<(), Error> {
+    if parts(message).is_none_or(|parts| parts <= MOST_PARTS) {
+        return Ok(());
+    }
+    Err(refused(format!(
+        "the message has more than {MOST_PARTS} parts (inputs, outputs, parameters, elements), expected fewer"
+    )))
+}
+
+/// The parts of `message`, counted until there are too many; `None` where it is no message.
+pub(crate) fn parts(message: &[u8]) -> Option<usize> {
+    let mut parts = 0;
+    count(message, REQUEST, &mut parts).map(|()| parts)
+}
+
+fn refused(problem: String) -> Error {
+    Error::new(Kind::InvalidBody, problem)
 }
 
 /// Fields of a message that may hold much in few bytes.
