@@ -116,7 +116,7 @@ lint: ## check formatting, lints, types, licences and sources
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	$(CARGO) fetch --locked
-	$(CARGO_DENY_HOME)/bin/cargo-deny --offline --locked check licenses bans sources
+	$(CARGO_DENY_HOME)/bin/cargo-deny --workspace --offline --locked check licenses bans sources
 	@$(lint_tools) && set -ex && \
 	"$$tools/ruff" check $(PYTHON_SCRIPTS) . && \
 	"$$tools/ruff" format --check $(PYTHON_SCRIPTS) . && \
