@@ -8,7 +8,9 @@ PROFILE ?= release
 CARGO_DENY_VERSION := 0.20.2
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/blockdrop
 CARGO_DENY_HOME := $(CACHE)/cargo-deny-$(CARGO_DENY_VERSION)
-SHELL_SCRIPTS := .ci/run scripts/need
+CARGO_FUZZ_VERSION := 0.13.2
+CARGO_FUZZ_HOME := $(CACHE)/cargo-fuzz-$(CARGO_FUZZ_VERSION)
+SHELL_SCRIPTS := .ci/run scripts/fuzz scripts/need
 PYTHON_SCRIPTS := scripts/audit scripts/fetch-onnxruntime scripts/sbom scripts/venv tests/clients/grpcurl
 
 # Tells the product where ONNX Runtime is; pip is what fetches it.
@@ -149,6 +151,19 @@ $(CARGO_DENY_HOME)/bin/cargo-deny:
 	@scripts/need cargo cc
 	nice -n 19 $(CARGO) install cargo-deny --locked --version $(CARGO_DENY_VERSION) \
 		--root "$(CARGO_DENY_HOME)"
+
+TIME ?= 60
+SANITIZER ?= address
+
+.PHONY: fuzz
+fuzz: ## fuzz every target for TIME seconds each (TARGET=... for one alone, SANITIZER=none without Rust's nightly)
+	@scripts/need cargo c++ $(if $(filter none,$(SANITIZER)),,nightly)
+	@$(MAKE) --no-print-directory "$(CARGO_FUZZ_HOME)/bin/cargo-fuzz"
+	@scripts/fuzz "$(CARGO_FUZZ_HOME)/bin/cargo-fuzz" "$(TIME)" "$(SANITIZER)" $(TARGET)
+
+$(CARGO_FUZZ_HOME)/bin/cargo-fuzz:
+	nice -n 19 $(CARGO) install cargo-fuzz --locked --version $(CARGO_FUZZ_VERSION) \
+		--root "$(CARGO_FUZZ_HOME)"
 
 .PHONY: train-setup
 train-setup: ## make the training's virtual environment

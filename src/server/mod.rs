@@ -5,6 +5,9 @@
 mod admin;
 mod classify;
 mod error;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod grpc;
 pub mod http;
 mod keys;

@@ -6,6 +6,9 @@ mod classifier;
 mod oip;
 mod status;
 
+#[cfg(feature = "fuzzing")]
+pub(super) use oip::images;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;

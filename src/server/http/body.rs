@@ -124,7 +124,11 @@ pub(super) struct Form {
     image: Vec<super::openapi::Bytes>,
 }
 
-async fn multipart(content_type: &str, body: &Bytes, most: usize) -> Result<Vec<Result<Bytes, Error>>, Error> {
+pub(in crate::server) async fn multipart(
+    content_type: &str,
+    body: &Bytes,
+    most: usize,
+) -> Result<Vec<Result<Bytes, Error>>, Error> {
     let wrong = |problem: String| Error::new(Kind::InvalidBody, format!("multipart: {problem}"));
     let boundary = multer::parse_boundary(content_type).map_err(|error| wrong(error.to_string()))?;
     let whole = futures_util::stream::iter([Ok::<_, std::convert::Infallible>(body.clone())]);
@@ -194,7 +198,7 @@ fn bounded<'de, D: Deserializer<'de>>(list: D) -> Result<Vec<Object<EncodedImage
     list.deserialize_seq(Bounded)
 }
 
-fn json(body: &Bytes, most: usize) -> Result<Vec<Result<Bytes, Error>>, Error> {
+pub(in crate::server) fn json(body: &Bytes, most: usize) -> Result<Vec<Result<Bytes, Error>>, Error> {
     let Object(encoded): Object<Encoded<'_>> = serde_json::from_slice(body).map_err(|error| {
         Error::new(Kind::InvalidBody, format!("JSON: {error}; expected {{\"images\":[{{\"b64\":\"...\"}}]}}"))
     })?;

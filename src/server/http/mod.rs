@@ -12,7 +12,11 @@ mod openapi;
 mod page;
 
 pub use body::MOST_IMAGES;
+#[cfg(feature = "fuzzing")]
+pub(super) use body::{json, multipart};
 pub use cors::Origins;
+#[cfg(feature = "fuzzing")]
+pub(super) use oip::{Asked, JSON_LENGTH, json_length, split};
 
 use std::sync::Arc;
 use std::time::Instant;

@@ -4,6 +4,9 @@
 mod infer;
 mod request;
 
+#[cfg(feature = "fuzzing")]
+pub(in crate::server) use infer::{Asked, json_length, split};
+
 use std::sync::Arc;
 
 use axum::extract::rejection::PathRejection;
@@ -25,7 +28,7 @@ use crate::server::error::{Error, Kind};
 use crate::server::oip::{ModelConfig, ModelMetadata, ModelStatistics, ServerMetadata, statistics};
 
 /// Bytes of the JSON that comes before the binary tensors of a body; 0 where the body is the image.
-pub(super) const JSON_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
+pub(in crate::server) const JSON_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
 
 /// Everything under `/v2`.
 pub(super) fn routes() -> OpenApiRouter<Arc<Service>> {
