@@ -1,4 +1,5 @@
-//! Failures inside: images that ONNX Runtime fails on, and bundles that are damaged under a running server. Each costs what it has to, and the server goes on.
+//! Failures inside: images that ONNX Runtime fails on, a worker that gets stuck, and bundles that are damaged under a
+//! running server. Each costs what it has to, and the server goes on.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -9,7 +10,7 @@ use std::path::{Path, PathBuf};
 use blockdrop_testkit::Net;
 use common::reference::Reference;
 use common::server::{Server, answered, parts};
-use common::{blank, contains, heavy, models, picture, png};
+use common::{blank, contains, heavy, models, picture, png, run};
 use image::ImageFormat;
 use reqwest::{Response, StatusCode};
 use serde_json::{Value, json};
@@ -163,4 +164,48 @@ async fn a_bundle_that_is_damaged_under_a_running_server_changes_nothing() {
 fn files(dir: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
     entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
+}
+
+/// A batch of which nothing is seen for long is not alive; a queue that is long is no reason to start a server again.
+#[tokio::test]
+async fn a_worker_that_is_stuck_is_said_and_a_long_queue_is_not() {
+    let net = heavy(4);
+    let dir = models("net", &net);
+    let image = picture(2, net.side as u32, ImageFormat::Png);
+    for (after, stuck) in [("1ms", true), ("0s", false), ("1h", false)] {
+        let server = Server::start(
+            dir.path(),
+            &["--workers", "1", "--max-batch", "2", "--request-timeout", "1min", "--stuck-after", after],
+        );
+        let live = async || server.get_admin("/livez").await;
+        assert_eq!(live().await.json::<Value>().await.unwrap(), json!({"live": true}));
+        let url = server.url("/v1/classify?path=full");
+        let busy = tokio::spawn(server.client.post(url).multipart(parts(&vec![image.clone(); 10])).send());
+        server.until(|series| series.of("blockdrop_worker_busy_seconds") > 0.002).await;
+        if stuck {
+            let found = async {
+                loop {
+                    let found = live().await;
+                    if found.status() == 503 {
+                        break found;
+                    }
+                }
+            };
+            let found: Value = found.await.json().await.unwrap();
+            assert_eq!(found["live"], false);
+            assert!(found["busy_seconds"].as_f64() > Some(0.001), "{found}");
+            let asked = ["healthcheck", "--live", "--admin-addr", &server.admin.to_string()].map(str::to_owned);
+            // It may come between two batches.
+            let found = (0..100).map(|_| run(&asked)).find(|found| found.code != Some(0)).unwrap();
+            found.failed(1, &["/livez: not alive: a worker has been at one batch for "]);
+        }
+        while !busy.is_finished() {
+            let status = live().await.status();
+            assert!(stuck || status == 200, "--stuck-after {after}");
+        }
+        assert_eq!(answered(busy.await.unwrap().unwrap()).await["results"].as_array().unwrap().len(), 10);
+        let idle = server.until(|series| series.of("blockdrop_worker_busy_seconds") == 0.0).await;
+        assert_eq!(idle.of("blockdrop_workers"), 1.0);
+        assert_eq!(live().await.status(), 200, "it came back");
+    }
 }
