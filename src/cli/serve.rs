@@ -1,19 +1,23 @@
 //! `blockdrop serve`
 
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context;
 use blockdrop::server::http::{MOST_IMAGES, Origins};
 use blockdrop::server::{KEYS_VARIABLE, Keys, Limits, ServeError, Settings, serve};
 use clap::Args;
+use signal_hook::consts::SIGXFSZ;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::checked::{Checked, Problems};
 use super::memory;
 use super::options::RunOn;
-use super::{Failure, Usage};
+use super::{Failure, Usage, room};
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -126,7 +130,15 @@ pub(crate) struct Options {
 
 pub(crate) fn run(options: Options, problems: Problems) -> Result<(), Failure> {
     let settings = options.check(problems)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    // A file that may not grow is an error of that file, and not the end.
+    signal_hook::flag::register(SIGXFSZ, Arc::default())?;
+    // Of threads: for connections and for decoding as many each as there are cores, the workers, and some to load. Of
+    // files: what a server without a client has open, about twice.
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    room::for_threads(2 * cores + settings.workers + 4)?;
+    room::for_files(40)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.context("the operating system refuses what the server needs")?;
     let result = runtime.block_on(async {
         let stop = stop_signal()?;
         serve(settings, stop).await

@@ -8,6 +8,7 @@ mod cache;
 mod error;
 mod executor;
 pub(crate) mod heap;
+mod library;
 mod paths;
 mod provider;
 mod runtime;

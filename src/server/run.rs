@@ -5,7 +5,7 @@ use std::num::NonZero;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -70,7 +70,7 @@ pub enum ServeError {
     Runtime(#[from] RuntimeError),
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Models(Vec<RegistryError>),
-    #[error("{0}")]
+    #[error("the operating system refuses what the server needs")]
     System(#[from] std::io::Error),
     #[error("stopped with {0} requests unanswered: the time to drain was over")]
     Unanswered(i64),
@@ -254,7 +254,8 @@ impl Listener {
         let mut server = axum_server::from_tcp(listener)?
             .acceptor(NoDelayAcceptor::new())
             .handle(handle.clone())
-            .first_request_timeout(HEAD);
+            .first_request_timeout(HEAD)
+            .accept_error_handler(tell(address));
         let builder = server.http_builder();
         builder.http1().timer(hyper_util::rt::TokioTimer::new()).header_read_timeout(HEAD);
         builder.http2().timer(hyper_util::rt::TokioTimer::new()).keep_alive_interval(HEAD).keep_alive_timeout(HEAD);
@@ -269,6 +270,23 @@ impl Listener {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::error!(%error, "a listener failed"),
             Err(error) => tracing::error!(%error, "a listener's task failed"),
+        }
+    }
+}
+
+/// Logs that a listener cannot take connections, as where no file may be opened any more; it tries again many times a
+/// second, which is not all worth a line.
+fn tell(address: SocketAddr) -> impl Fn(Option<&SocketAddr>, &std::io::Error) + Send + Sync + 'static {
+    const PAUSE: Duration = Duration::from_secs(10);
+    let last = Mutex::new(None::<Instant>);
+    move |client, error| {
+        if client.is_some() {
+            return; // that one's own trouble
+        }
+        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.is_none_or(|last| last.elapsed() >= PAUSE) {
+            *last = Some(Instant::now());
+            tracing::warn!(%address, %error, "no connection can be taken; it is tried again");
         }
     }
 }
