@@ -84,6 +84,13 @@ test: test-scripts ## run all tests: of the product, its page, its clients, its 
 	@$(MAKE) --no-print-directory test-deploy
 	@$(MAKE) --no-print-directory test-clients
 
+.PHONY: chaos
+chaos: ## let clients do everything wrong for longer than the tests do (SECONDS=300, SEED=...)
+	@scripts/need cargo cc python3 $(pip)
+	@$(with_onnxruntime) && set -x && \
+	BLOCKDROP_CHAOS_SECONDS="$(or $(SECONDS),300)" BLOCKDROP_CHAOS_SEED="$(SEED)" \
+	$(CARGO) test --workspace --locked --test chaos -- --nocapture
+
 .PHONY: test-clients
 test-clients: ## run tests with real clients: tritonclient, gRPC, README's
 	@scripts/need cargo cc curl python3:3.11 venv

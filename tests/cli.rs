@@ -299,7 +299,7 @@ fn wrong_paths_and_budgets_are_named_as_flags() {
 }
 
 /// For each option that is checked: a wrong value, and what the message says was expected.
-const WRONG: [(&str, &str, &str); 18] = [
+const WRONG: [(&str, &str, &str); 19] = [
     ("--http-addr", "localhost", "an IP address and a port"),
     ("--admin-addr", "8081", "an IP address and a port"),
     ("--provider", "gpu", "cpu, cuda or cuda:N"),
@@ -317,6 +317,7 @@ const WRONG: [(&str, &str, &str); 18] = [
     ("--max-pixels", "0", "a number of pixels from 1"),
     ("--request-timeout", "0s", "a time from 1ms to 1day"),
     ("--drain-timeout", "soon", "a time from 1ms to 1day"),
+    ("--stuck-after", "2days", "a time from 0s to 1day"),
     ("--log-format", "xml", "text or json"),
 ];
 

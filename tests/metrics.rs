@@ -23,7 +23,7 @@ fn written() -> tempfile::TempDir {
 }
 
 /// The names and kinds that apply so far.
-const METRICS: [(&str, &str); 38] = [
+const METRICS: [(&str, &str); 41] = [
     ("blockdrop_requests_total", "counter"),
     ("blockdrop_images_total", "counter"),
     ("blockdrop_rejected_total", "counter"),
@@ -54,6 +54,9 @@ const METRICS: [(&str, &str); 38] = [
     ("blockdrop_shadow_full_seconds_total", "counter"),
     ("blockdrop_shadow_path_seconds_total", "counter"),
     ("blockdrop_shadow_runs_total", "counter"),
+    ("blockdrop_worker_busy_seconds", "gauge"),
+    ("blockdrop_worker_panics_total", "counter"),
+    ("blockdrop_workers", "gauge"),
     ("blockdrop_build_info", "gauge"),
     // The standard ones of a process, where the system has them.
     ("process_cpu_seconds_total", "counter"),
@@ -145,7 +148,9 @@ async fn every_series_is_there_at_zero_before_the_first_request() {
     // Nothing but what says that the server is there is above zero.
     for (series, value) in &found.values {
         let says_so = ["blockdrop_model_ready", "blockdrop_build_info"].contains(&metric_of(series));
-        if metric_of(series) == "blockdrop_path_cache_bytes" {
+        if series == "blockdrop_workers" {
+            assert_eq!(*value, 2.0);
+        } else if metric_of(series) == "blockdrop_path_cache_bytes" {
             assert!(*value > 0.0, "the full net is compiled at the start: {series}");
         } else if says_so || !series.starts_with("process_") {
             assert_eq!(*value, f64::from(u8::from(says_so)), "{series}");

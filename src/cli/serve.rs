@@ -1,19 +1,23 @@
 //! `blockdrop serve`
 
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context;
 use blockdrop::server::http::{MOST_IMAGES, Origins};
 use blockdrop::server::{KEYS_VARIABLE, Keys, Limits, ServeError, Settings, serve};
 use clap::Args;
+use signal_hook::consts::SIGXFSZ;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::checked::{Checked, Problems};
 use super::memory;
 use super::options::RunOn;
-use super::{Failure, Usage};
+use super::{Failure, Usage, room};
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -116,16 +120,30 @@ pub(crate) struct Options {
     /// Time for accepted requests to be answered after SIGTERM or SIGINT.
     #[arg(long, env = "BLOCKDROP_DRAIN_TIMEOUT", default_value = "25s")]
     drain_timeout: Checked<humantime::Duration>,
+
+    /// Time that a worker may be at one batch before it is taken for stuck: /livez answers 503 then, for an orchestrator to
+    /// start the server again. However long the queue is, it counts for nothing here. 0s for never [default: six times
+    /// --request-timeout, at least 1min].
+    #[arg(long, env = "BLOCKDROP_STUCK_AFTER")]
+    stuck_after: Option<Checked<humantime::Duration>>,
 }
 
 pub(crate) fn run(options: Options, problems: Problems) -> Result<(), Failure> {
     let settings = options.check(problems)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    // A file that may not grow is an error of that file, and not the end.
+    signal_hook::flag::register(SIGXFSZ, Arc::default())?;
+    // Of threads: for connections and for decoding as many each as there are cores, the workers, and some to load. Of
+    // files: what a server without a client has open, about twice.
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    room::for_threads(2 * cores + settings.workers + 4)?;
+    room::for_files(40)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.context("the operating system refuses what the server needs")?;
     let result = runtime.block_on(async {
         let stop = stop_signal()?;
         serve(settings, stop).await
     });
-    if let Err(error @ (ServeError::Unanswered(_) | ServeError::Running)) = &result {
+    if let Err(error @ (ServeError::Unanswered(_) | ServeError::Running | ServeError::Lost)) = &result {
         super::report(&[error.to_string()], 1);
         exit_at_once(1);
     }
@@ -216,6 +234,12 @@ impl Options {
         let at_most_a_day = |time: &humantime::Duration| **time <= Duration::from_secs(86_400);
         let warm_up = problems.take("--warm-up", "a time from 0s to 1day such as 500ms", self.warm_up, at_most_a_day);
         let drain = problems.take("--drain-timeout", TIME, self.drain_timeout, fits);
+        let stuck = match self.stuck_after {
+            None => time.map(|time| 6 * (*time).max(Duration::from_secs(10))),
+            Some(after) => problems
+                .take("--stuck-after", "a time from 0s to 1day such as 5min", after, at_most_a_day)
+                .map(|after| *after),
+        };
 
         let settings = || {
             let running = running?;
@@ -238,6 +262,7 @@ impl Options {
                 profiles: self.profile_dir,
                 limits: Limits { body: body?, bodies: bodies?, pixels: pixels?, images: max_images?, time: *time? },
                 drain: *drain?,
+                stuck: Some(stuck?).filter(|after| !after.is_zero()),
                 keys: keys.ok()?,
                 origins: origins.ok()?,
             })

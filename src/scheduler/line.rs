@@ -78,6 +78,12 @@ impl<K: Kind, T: Waits> Line<K, T> {
         }
     }
 
+    /// Makes the next [`take`](Self::take) panic.
+    #[cfg(test)]
+    pub(super) fn corrupt(&mut self, kind: K) {
+        self.heads.insert((kind.stage(), Place(self.next)), kind);
+    }
+
     /// Takes the oldest item of the first stage that has any, with the next oldest of its kind: at most `most`, and at
     /// most the `workers`-th part of what waits in the stage, so that the other workers get their share.
     pub(super) fn take(&mut self, most: usize, workers: usize, now: Instant) -> Option<Batch<K, T>> {

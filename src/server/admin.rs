@@ -1,6 +1,7 @@
 //! The admin listener: metrics and health, and the repository of models, for operators and orchestrators.
 
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use axum::extract::rejection::{BytesRejection, PathRejection};
 use axum::extract::{DefaultBodyLimit, Path, Request, State};
@@ -24,13 +25,16 @@ struct Admin {
     metrics: Arc<Metrics>,
     readiness: Arc<Readiness>,
     registry: Arc<OnceLock<Arc<Registry>>>,
+    stuck: Option<Duration>,
 }
 
-/// `/metrics`, `/livez`, `/readyz`, and what changes the models in `registry`, once that is there.
+/// `/metrics`, `/livez`, `/readyz`, and what changes the models in `registry`, once that is there. A worker that is at one
+/// batch for longer than `stuck` is taken for stuck.
 pub(super) fn router(
     metrics: Arc<Metrics>,
     readiness: Arc<Readiness>,
     registry: Arc<OnceLock<Arc<Registry>>>,
+    stuck: Option<Duration>,
 ) -> Router {
     let routes = Router::new()
         .route("/metrics", get(metrics_text))
@@ -42,7 +46,7 @@ pub(super) fn router(
         .fallback(http::not_found)
         .layer(DefaultBodyLimit::max(MOST_BYTES))
         .layer(from_fn(no_page))
-        .with_state(Admin { metrics, readiness, registry });
+        .with_state(Admin { metrics, readiness, registry, stuck });
     http::encoding::compressed(http::identified(routes))
 }
 
@@ -60,9 +64,15 @@ async fn metrics_text(State(admin): State<Admin>) -> Response {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], admin.metrics.render()).into_response()
 }
 
-/// Alive as long as it can answer at all; waits for no inference.
-async fn live() -> Response {
-    Json(json!({"live": true})).into_response()
+/// Alive as long as it can answer at all, however long its queue is; waits for no inference. Only a worker that does not
+/// come back from one batch is worth a new start.
+async fn live(State(admin): State<Admin>) -> Response {
+    let longest = admin.metrics.workers.longest();
+    if admin.stuck.is_none_or(|most| longest <= most) {
+        return Json(json!({"live": true})).into_response();
+    }
+    let body = Json(json!({"live": false, "busy_seconds": longest.as_secs_f64()}));
+    (StatusCode::SERVICE_UNAVAILABLE, body).into_response()
 }
 
 async fn ready(State(admin): State<Admin>) -> Response {

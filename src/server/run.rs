@@ -5,7 +5,7 @@ use std::num::NonZero;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -51,6 +51,8 @@ pub struct Settings {
     pub profiles: Option<PathBuf>,
     pub limits: Limits,
     pub drain: Duration,
+    /// Time that a worker may be at one batch before the server says that it is to be started again; `None` for ever.
+    pub stuck: Option<Duration>,
     /// Who may use the public listeners.
     pub keys: Keys,
     /// Web pages that may use the HTTP listener.
@@ -68,12 +70,14 @@ pub enum ServeError {
     Runtime(#[from] RuntimeError),
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Models(Vec<RegistryError>),
-    #[error("{0}")]
+    #[error("the operating system refuses what the server needs")]
     System(#[from] std::io::Error),
     #[error("stopped with {0} requests unanswered: the time to drain was over")]
     Unanswered(i64),
     #[error("stopped with a worker still running")]
     Running,
+    #[error("stopped since a worker ended in a panic")]
+    Lost,
 }
 
 /// Time in which a client has to send a request's head, the first one's start included.
@@ -86,8 +90,8 @@ const LAST_BYTES: Duration = Duration::from_secs(1);
 /// for at most `settings.drain`, metrics shown to the end.
 ///
 /// # Errors
-/// An address that cannot be listened on, ONNX Runtime or models that cannot be loaded, or accepted requests that were
-/// still unanswered, or a worker still running, when the time to drain was over.
+/// An address that cannot be listened on, ONNX Runtime or models that cannot be loaded, a worker that ended in a panic, or
+/// accepted requests that were still unanswered, or a worker still running, when the time to drain was over.
 pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result<(), ServeError> {
     // Both ports are taken before anything slow, so that a taken one is said at once. The public one accepts no
     // connection until there is a model to serve.
@@ -105,7 +109,7 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     let readiness = Arc::new(Readiness::default());
     // Filled once there are models.
     let repository = Arc::new(OnceLock::new());
-    let routes = admin::router(Arc::clone(&metrics), Arc::clone(&readiness), Arc::clone(&repository));
+    let routes = admin::router(Arc::clone(&metrics), Arc::clone(&readiness), Arc::clone(&repository), settings.stuck);
     let admin = Listener::start(operators, routes)?;
     tracing::info!(address = %admin.address, "admin listener: /metrics, /livez, /readyz, /v2/repository");
 
@@ -139,7 +143,7 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     let brownout = settings.brownout.map(|most| Brownout::new(most, settings.brownout_wait, metrics.brownout_level()));
     let service = Arc::new(Service::new(
         Arc::clone(&registry),
-        Scheduler::start(settings.workers, settings.max_batch, settings.shadow_rate, brownout)?,
+        Scheduler::start(settings.workers, settings.max_batch, settings.shadow_rate, brownout, &metrics.workers)?,
         Admission::new(settings.max_queue, metrics.queue_depth.clone()),
         Arc::clone(&metrics),
         settings.limits,
@@ -167,7 +171,13 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
         "ready"
     );
 
-    stop.await;
+    let lost = tokio::select! {
+        () = &mut stop => false,
+        () = service.scheduler.lost() => {
+            tracing::error!("a worker ended in a panic: the server stops");
+            true
+        }
+    };
     readiness.stopping();
     service.admission.stop();
     service.scheduler.end_shadows();
@@ -188,6 +198,9 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     let ended = registry.close(left()).await && ended;
     registry.save_profiles();
     admin.stop(LAST_BYTES).await;
+    if lost {
+        return Err(ServeError::Lost);
+    }
     if unanswered > 0 {
         return Err(ServeError::Unanswered(unanswered));
     }
@@ -241,7 +254,8 @@ impl Listener {
         let mut server = axum_server::from_tcp(listener)?
             .acceptor(NoDelayAcceptor::new())
             .handle(handle.clone())
-            .first_request_timeout(HEAD);
+            .first_request_timeout(HEAD)
+            .accept_error_handler(tell(address));
         let builder = server.http_builder();
         builder.http1().timer(hyper_util::rt::TokioTimer::new()).header_read_timeout(HEAD);
         builder.http2().timer(hyper_util::rt::TokioTimer::new()).keep_alive_interval(HEAD).keep_alive_timeout(HEAD);
@@ -256,6 +270,23 @@ impl Listener {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::error!(%error, "a listener failed"),
             Err(error) => tracing::error!(%error, "a listener's task failed"),
+        }
+    }
+}
+
+/// Logs that a listener cannot take connections, as where no file may be opened any more; it tries again many times a
+/// second, which is not all worth a line.
+fn tell(address: SocketAddr) -> impl Fn(Option<&SocketAddr>, &std::io::Error) + Send + Sync + 'static {
+    const PAUSE: Duration = Duration::from_secs(10);
+    let last = Mutex::new(None::<Instant>);
+    move |client, error| {
+        if client.is_some() {
+            return; // that one's own trouble
+        }
+        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.is_none_or(|last| last.elapsed() >= PAUSE) {
+            *last = Some(Instant::now());
+            tracing::warn!(%address, %error, "no connection can be taken; it is tried again");
         }
     }
 }

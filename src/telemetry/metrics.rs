@@ -12,6 +12,7 @@ use prometheus::{
 
 use super::kept::{Kept, KeptBlocks};
 use super::policy::{Decided, Decisions};
+use super::workers::Workers;
 use crate::engine::{Answer, PathMetrics};
 use crate::policy::Costs;
 
@@ -148,6 +149,8 @@ pub struct Metrics {
     pub queue_depth: IntGauge,
     /// Requests being answered.
     pub inflight: IntGauge,
+    /// Threads that run images.
+    pub workers: Workers,
 }
 
 /// The series of one model.
@@ -238,6 +241,8 @@ impl Metrics {
         };
         let blocks_kept = KeptBlocks::new("blockdrop_blocks_kept", "Blocks kept for an image.");
         put(Box::new(blocks_kept.clone()));
+        let workers = Workers::new();
+        put(Box::new(workers.clone()));
         let info = Opts::new("blockdrop_build_info", "Always 1; the labels say what runs.")
             .const_label("version", env!("CARGO_PKG_VERSION"))
             .const_label("provider", provider)
@@ -307,6 +312,7 @@ impl Metrics {
             model_ready: gauges("blockdrop_model_ready", "1 where a model is loaded and warm."),
             queue_depth: gauge("blockdrop_queue_depth", "Images admitted whose path does not run yet."),
             inflight: gauge("blockdrop_inflight_requests", "Requests being answered."),
+            workers,
             requests,
             request_duration,
             models: Mutex::new(HashMap::new()),
