@@ -150,6 +150,15 @@ pub struct Metrics {
     pub inflight: IntGauge,
 }
 
+/// Counts a request as being answered until it is dropped.
+pub struct Entered(IntGauge);
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
 /// The series of one model.
 pub struct ModelMetrics {
     images: IntCounter,
@@ -370,6 +379,12 @@ impl Metrics {
         let code = codes.iter().find(|known| **known == code).unwrap_or(&other);
         self.requests.with_label_values(&[protocol, code]).inc();
         self.request_duration.with_label_values(&[protocol]).observe(took.as_secs_f64());
+    }
+
+    /// Counts a request that is being answered from now on.
+    pub fn enter(&self) -> Entered {
+        self.inflight.inc();
+        Entered(self.inflight.clone())
     }
 
     pub fn stage(&self, stage: Stage, took: Duration) {

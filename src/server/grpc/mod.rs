@@ -92,10 +92,19 @@ pub(super) async fn stopping(reporter: &HealthReporter) {
     }
 }
 
+/// Ends the streams of clients that watch, which would keep their connections.
+pub(super) async fn stopped(mut reporter: HealthReporter) {
+    for name in SERVICES {
+        reporter.clear_service_status(name).await;
+    }
+}
+
 /// Reads a call's head: its id and deadline; and limits its body. Counts calls that end before a message of theirs is
 /// answered: refused here, unknown, or with a message that cannot be read.
 async fn head(State((service, guard)): State<(Arc<Service>, Guard)>, request: Request, next: Next) -> Response {
     let (started, id) = (Instant::now(), RequestId::of(&request));
+    // From here on, so that one that is admitted is waited for while its message arrives.
+    let _under_way = classifies(&request).then(|| service.metrics.enter());
     let admitted = guard.check(request.uri().path(), request.headers());
     let (mut response, counted) = match admitted.and_then(|()| called(&service, request, &id)) {
         Ok((request, call)) => (next.run(request).await, call.counted.load(Ordering::Relaxed)),
@@ -110,13 +119,18 @@ async fn head(State((service, guard)): State<(Arc<Service>, Guard)>, request: Re
     response
 }
 
+fn classifies(request: &Request) -> bool {
+    CLASSIFYING.contains(&request.uri().path())
+}
+
 fn called(service: &Arc<Service>, request: Request, id: &RequestId) -> Result<(Request, Call), Error> {
-    if CLASSIFYING.contains(&request.uri().path()) {
+    let classifies = classifies(&request);
+    if classifies {
         service.admit()?;
     }
     let (mut head, body) = request.into_parts();
-    let (body, arrived) = body::limited(Arc::clone(service), body);
-    let call = Call::new(id.clone(), &head.headers, arrived)?;
+    let (body, arrived) = body::limited(Arc::clone(service), body, classifies);
+    let call = Call::new(id.clone(), &head.headers, arrived, classifies)?;
     head.extensions.insert(call.clone());
     Ok((Request::from_parts(head, body), call))
 }
