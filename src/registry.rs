@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 pub use disk::default_bundle;
 pub use live::{Change, ChangeError, Indexed};
+use tokio::sync::watch;
 
 use crate::bundle::{Bundle, BundleError, Frequent};
 use crate::engine::{Backend, Engine, EngineError, Paths, Provider, Runtime};
@@ -109,6 +110,8 @@ pub struct Registry {
     default: Option<String>,
     loader: Loader,
     models: RwLock<BTreeMap<String, Arc<Versions>>>,
+    /// Whether there is a model.
+    any: watch::Sender<bool>,
     /// Why what is in the directory is not loaded, by name.
     reasons: Mutex<BTreeMap<String, String>>,
     /// Held while models change.
@@ -172,6 +175,7 @@ impl Registry {
             dir: dir.to_path_buf(),
             default,
             loader,
+            any: watch::Sender::new(!models.is_empty()),
             models: RwLock::new(models),
             reasons: Mutex::default(),
             changing: Arc::default(),
@@ -218,6 +222,11 @@ impl Registry {
     /// Every version of every model, by name and version, as they are now.
     pub fn all(&self) -> Vec<Arc<Model>> {
         self.models().values().flat_map(|versions| versions.values()).cloned().collect()
+    }
+
+    /// Whether any model is loaded, as it is and as it changes.
+    pub fn any(&self) -> watch::Receiver<bool> {
+        self.any.subscribe()
     }
 
     /// Whether requests that name no model go to the one called `name`, while it is loaded.

@@ -189,10 +189,13 @@ impl Registry {
         let after = after.map(Arc::new);
         let before = {
             let mut models = self.models.write().unwrap_or_else(PoisonError::into_inner);
-            match &after {
+            let before = match &after {
                 Some(after) => models.insert(name.to_owned(), Arc::clone(after)),
                 None => models.remove(name),
-            }
+            };
+            let some = !models.is_empty();
+            self.any.send_if_modified(|any| std::mem::replace(any, some) != some);
+            before
         };
         let mut gone = Vec::new();
         for (version, model) in before.as_deref().into_iter().flatten() {

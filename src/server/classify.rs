@@ -10,6 +10,7 @@ use tokio::sync::Semaphore;
 use utoipa::ToSchema;
 
 use super::error::{Error, Kind};
+use super::readiness::Readiness;
 use crate::answer::{Described, describe};
 use crate::engine::{Answer, EngineError, heap};
 use crate::image::{decode, preprocess};
@@ -22,6 +23,7 @@ use crate::telemetry::{Metrics, Statistics};
 /// What the protocols share: the models, the queue and the limits.
 pub struct Service {
     pub registry: Arc<Registry>,
+    pub readiness: Arc<Readiness>,
     pub admission: Admission,
     pub scheduler: Scheduler,
     pub metrics: Arc<Metrics>,
@@ -125,6 +127,7 @@ impl Classified {
 impl Service {
     pub fn new(
         registry: Arc<Registry>,
+        readiness: Arc<Readiness>,
         scheduler: Scheduler,
         admission: Admission,
         metrics: Arc<Metrics>,
@@ -133,6 +136,7 @@ impl Service {
     ) -> Self {
         Self {
             registry,
+            readiness,
             scheduler,
             admission,
             metrics,

@@ -139,6 +139,7 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     let brownout = settings.brownout.map(|most| Brownout::new(most, settings.brownout_wait, metrics.brownout_level()));
     let service = Arc::new(Service::new(
         Arc::clone(&registry),
+        Arc::clone(&readiness),
         Scheduler::start(settings.workers, settings.max_batch, settings.shadow_rate, brownout)?,
         Admission::new(settings.max_queue, metrics.queue_depth.clone()),
         Arc::clone(&metrics),
@@ -149,13 +150,19 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
         public.listen()?,
         http::router(Arc::clone(&service), settings.keys.clone(), settings.origins.clone()),
     )?;
-    let (calls, health) = grpc::router(Arc::clone(&service), settings.keys.clone()).await;
-    let mut grpc = Listener::start(services.listen()?, calls)?;
+    let (calls, health) = grpc::router(Arc::clone(&service), settings.keys.clone());
+    let services = services.listen()?;
     let upkeep = tokio::spawn({
         let service = Arc::clone(&service);
         async move { tokio::join!(service.trim(), service.scheduler.watch()) }
     });
-    readiness.ready();
+    let models = registry.any();
+    readiness.ready({
+        let models = models.clone();
+        move || *models.borrow()
+    });
+    let health = health.follow(models).await;
+    let mut grpc = Listener::start(services, calls)?;
     tracing::info!(
         address = %http.address,
         grpc = %grpc.address,
@@ -172,7 +179,7 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     service.admission.stop();
     service.scheduler.end_shadows();
     upkeep.abort();
-    grpc::stopping(&health).await;
+    let health = health.stopping().await;
     // Clients of gRPC keep their connections: they are told to make new ones, which a load balancer sends elsewhere. Over
     // HTTP/1.1 an answer says so; a connection that is closed unasked may have a request under way.
     if let Err(error) = grpc.turn_over() {
@@ -187,7 +194,7 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     let left = || settings.drain.saturating_sub(started.elapsed()).max(LAST_BYTES);
     // Counted before connections are cut off: that drops what is still being answered on them.
     let unanswered = metrics.inflight.get();
-    grpc::stopped(health).await;
+    health.end().await;
     let slow = Instant::now() + left();
     tokio::join!(http.stop(slow), grpc.stop(slow));
     let ended = service.scheduler.finish(left());

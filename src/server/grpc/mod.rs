@@ -3,6 +3,7 @@
 mod body;
 mod call;
 mod classifier;
+mod health;
 mod oip;
 mod status;
 
@@ -18,7 +19,6 @@ use axum::response::{IntoResponse, Response};
 use tonic::Status;
 use tonic::codec::CompressionEncoding::{Deflate, Gzip};
 use tonic::service::Routes;
-use tonic_health::server::HealthReporter;
 
 use super::classify::Service;
 use super::error::Error;
@@ -29,25 +29,21 @@ use crate::proto::inference::grpc_inference_service_server::GrpcInferenceService
 use crate::proto::v1::classifier_server::ClassifierServer;
 use call::Call;
 use classifier::Typed;
+pub(super) use health::Health;
 use oip::Oip;
-
-/// The names that `grpc.health.v1` knows: the server as a whole, and its services.
-const SERVICES: [&str; 3] = ["", "inference.GRPCInferenceService", "blockdrop.v1.Classifier"];
 
 /// The calls that run images: a server that is full says so before it reads their messages.
 const CLASSIFYING: [&str; 2] = ["/inference.GRPCInferenceService/ModelInfer", "/blockdrop.v1.Classifier/Classify"];
 
-/// The public services, for those who have one of the `keys`, and who reports their health.
+/// The public services, for those who have one of the `keys`, and what tells their health.
 ///
 /// # Panics
 /// The descriptors in this binary are broken.
-pub(super) async fn router(service: Arc<Service>, keys: Keys) -> (Router, HealthReporter) {
+pub(super) fn router(service: Arc<Service>, keys: Keys) -> (Router, Health) {
     let guard = Guard { keys, metrics: Arc::clone(&service.metrics), open: is_open };
     let most = service.limits.body;
     let (reporter, health) = tonic_health::server::health_reporter();
-    for name in SERVICES {
-        reporter.set_service_status(name, tonic_health::ServingStatus::Serving).await;
-    }
+    let told = Health::new(reporter, Arc::clone(&service.readiness));
     let inference = GrpcInferenceServiceServer::new(Oip { service: Arc::clone(&service) });
     let classifier = ClassifierServer::new(Typed { service: Arc::clone(&service) });
     let reflection = || {
@@ -76,27 +72,13 @@ pub(super) async fn router(service: Arc<Service>, keys: Keys) -> (Router, Health
         .add_service(v1)
         .add_service(v1alpha);
     let router = routes.into_axum_router().layer(from_fn_with_state((service, guard), head));
-    (router, reporter)
+    (router, told)
 }
 
 /// What needs no key.
 fn is_open(path: &str) -> bool {
     path.starts_with("/grpc.health.v1.Health/")
         || matches!(path, "/inference.GRPCInferenceService/ServerLive" | "/inference.GRPCInferenceService/ServerReady")
-}
-
-/// Tells clients that watch that the server stops.
-pub(super) async fn stopping(reporter: &HealthReporter) {
-    for name in SERVICES {
-        reporter.set_service_status(name, tonic_health::ServingStatus::NotServing).await;
-    }
-}
-
-/// Ends the streams of clients that watch, which would keep their connections.
-pub(super) async fn stopped(mut reporter: HealthReporter) {
-    for name in SERVICES {
-        reporter.clear_service_status(name).await;
-    }
 }
 
 /// Reads a call's head: its id and deadline; and limits its body. Counts calls that end before a message of theirs is

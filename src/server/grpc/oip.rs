@@ -69,7 +69,7 @@ impl GrpcInferenceService for Oip {
         &self,
         request: Request<ServerReadyRequest>,
     ) -> Result<Response<ServerReadyResponse>, Status> {
-        let ready = |service: &Service, _: &_| Ok(ServerReadyResponse { ready: !service.admission.is_stopping() });
+        let ready = |service: &Service, _: &_| Ok(ServerReadyResponse { ready: service.readiness.is_ready() });
         self.told("ServerReady", &request, ready).await
     }
 

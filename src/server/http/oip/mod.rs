@@ -107,7 +107,7 @@ struct Ready {
     responses((status = 200, body = Ready), (status = 503, body = Ready))
 )]
 async fn ready(State(service): State<Arc<Service>>) -> Response {
-    let ready = !service.admission.is_stopping();
+    let ready = service.readiness.is_ready();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(Ready { ready })).into_response()
 }
