@@ -5,6 +5,7 @@
 
 mod disk;
 mod live;
+mod retired;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 pub use disk::default_bundle;
-pub use live::{Change, ChangeError, Indexed};
+pub use live::{Change, ChangeError, Changes, Indexed};
 use tokio::sync::watch;
 
 use crate::bundle::{Bundle, BundleError, Frequent};
@@ -22,7 +23,8 @@ use crate::policy::Costs;
 use crate::scheduler;
 use crate::telemetry::{Metrics, ModelMetrics, Statistics};
 use crate::text::shortened;
-use live::Retired;
+use live::Reason;
+use retired::Retired;
 
 /// A loaded model: one version of one name.
 pub struct Model {
@@ -113,7 +115,7 @@ pub struct Registry {
     /// Whether there is a model.
     any: watch::Sender<bool>,
     /// Why what is in the directory is not loaded, by name.
-    reasons: Mutex<BTreeMap<String, String>>,
+    reasons: Mutex<BTreeMap<String, Reason>>,
     /// Held while models change.
     changing: Arc<tokio::sync::Mutex<()>>,
     retired: Retired,

@@ -23,7 +23,7 @@ fn written() -> tempfile::TempDir {
 }
 
 /// The names and kinds that apply so far.
-const METRICS: [(&str, &str); 38] = [
+const METRICS: [(&str, &str); 40] = [
     ("blockdrop_requests_total", "counter"),
     ("blockdrop_images_total", "counter"),
     ("blockdrop_rejected_total", "counter"),
@@ -44,6 +44,8 @@ const METRICS: [(&str, &str); 38] = [
     ("blockdrop_queue_depth", "gauge"),
     ("blockdrop_inflight_requests", "gauge"),
     ("blockdrop_model_ready", "gauge"),
+    ("blockdrop_model_reloads_total", "counter"),
+    ("blockdrop_models_refused", "gauge"),
     ("blockdrop_path_cache_bytes", "gauge"),
     ("blockdrop_path_cache_evictions_total", "counter"),
     ("blockdrop_path_cache_failures_total", "counter"),
@@ -139,6 +141,8 @@ async fn every_series_is_there_at_zero_before_the_first_request() {
     expected.push("blockdrop_request_duration_seconds_count{protocol=\"http\"}".into());
     let gauges = ["blockdrop_queue_depth", "blockdrop_inflight_requests", "blockdrop_brownout_level"];
     expected.extend(gauges.map(String::from));
+    expected.extend(["ok", "refused"].map(|result| format!("blockdrop_model_reloads_total{{result=\"{result}\"}}")));
+    expected.push("blockdrop_models_refused".into());
     for series in &expected {
         assert_eq!(found.of(series), 0.0, "{series}");
     }

@@ -4,7 +4,6 @@
 
 mod common;
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -13,19 +12,10 @@ use blockdrop_testkit::Net;
 use common::raw::{Raw, post};
 use common::reference::Reference;
 use common::server::{Series, Server, answered, parts};
-use common::{contains, heavy, models, picture, png, write_paths};
+use common::{contains, heavy, models, picture, png, put, write_paths};
 use image::ImageFormat;
 use rustix::process::Signal;
 use serde_json::{Value, json};
-
-/// Puts a bundle of `net` at `<name>/<version>`, in place of what is there.
-fn put(models: &Path, name: &str, version: u64, net: &Net) {
-    let dir = models.join(name).join(version.to_string());
-    if dir.exists() {
-        std::fs::remove_dir_all(&dir).unwrap();
-    }
-    net.write(&dir).unwrap();
-}
 
 /// `change` is `load` or `unload`.
 async fn ask(server: &Server, name: &str, change: &str) -> reqwest::Response {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use blockdrop::server::http::{MOST_IMAGES, Origins};
 use blockdrop::server::{KEYS_VARIABLE, Keys, Limits, ServeError, Settings, serve};
 use clap::Args;
+use futures_util::{Stream, stream};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::checked::{Checked, Problems};
@@ -40,7 +41,7 @@ pub(crate) struct Options {
     #[arg(long, env = "BLOCKDROP_CORS_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
     cors_origin: Vec<String>,
 
-    /// Directory of models, <name>/<version>/bundle.json.
+    /// Directory of models, <name>/<version>/bundle.json. SIGHUP reads it anew, and the file of API keys.
     #[arg(long, env = "BLOCKDROP_MODELS", default_value = "models")]
     models: PathBuf,
 
@@ -122,8 +123,8 @@ pub(crate) fn run(options: Options, problems: Problems) -> Result<(), Failure> {
     let settings = options.check(problems)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(async {
-        let stop = stop_signal()?;
-        serve(settings, stop).await
+        let (stop, again) = (stop_signal()?, hangups()?);
+        serve(settings, stop, again).await
     });
     if let Err(error @ (ServeError::Unanswered(_) | ServeError::Running)) = &result {
         super::report(&[error.to_string()], 1);
@@ -146,6 +147,12 @@ fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
             exit_at_once(130);
         });
     })
+}
+
+/// An item for each SIGHUP; for several that come while one is worked on, one.
+fn hangups() -> std::io::Result<impl Stream<Item = ()> + Send + 'static> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    Ok(stream::poll_fn(move |context| hangup.poll_recv(context)))
 }
 
 /// Ends the process without its exit handlers: they would take ONNX Runtime away from workers that still run.

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum_server::Handle;
 use axum_server::accept::NoDelayAcceptor;
+use futures_util::Stream;
 use tokio::net::TcpSocket;
 use tokio::task::JoinHandle;
 
@@ -18,7 +19,7 @@ use super::classify::{Limits, Service};
 use super::http::Origins;
 use super::keys::Keys;
 use super::readiness::Readiness;
-use super::{admin, grpc, http};
+use super::{admin, again, grpc, http};
 use crate::engine::{Paths, Provider, Runtime, RuntimeError};
 use crate::registry::{LoadOptions, Registry, RegistryError};
 use crate::scheduler::{Admission, Brownout, Scheduler};
@@ -82,13 +83,17 @@ const HEAD: Duration = Duration::from_secs(15);
 /// Time for the last answers to get out once they are made, at least.
 const LAST_BYTES: Duration = Duration::from_secs(1);
 
-/// Serves until `stop` resolves, then drains: not ready any more, new requests refused with 503, accepted ones answered
+/// Serves until `stop` resolves, and reads models and API keys anew each time that `again` says so; then drains: not ready any more, new requests refused with 503, accepted ones answered
 /// for at most `settings.drain`, metrics shown to the end.
 ///
 /// # Errors
 /// An address that cannot be listened on, ONNX Runtime or models that cannot be loaded, or accepted requests that were
 /// still unanswered, or a worker still running, when the time to drain was over.
-pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result<(), ServeError> {
+pub async fn serve(
+    settings: Settings,
+    stop: impl Future<Output = ()>,
+    again: impl Stream<Item = ()> + Send + 'static,
+) -> Result<(), ServeError> {
     // Both ports are taken before anything slow, so that a taken one is said at once. The public one accepts no
     // connection until there is a model to serve.
     let public = Port::take("--http-addr", settings.http_addr)?;
@@ -174,11 +179,13 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
         "ready"
     );
 
+    let reading = tokio::spawn(again::read_anew(again, Arc::clone(&registry), settings.keys.clone()));
     stop.await;
     readiness.stopping();
     service.admission.stop();
     service.scheduler.end_shadows();
     upkeep.abort();
+    reading.abort();
     let health = health.stopping().await;
     // Clients of gRPC keep their connections: they are told to make new ones, which a load balancer sends elsewhere. Over
     // HTTP/1.1 an answer says so; a connection that is closed unasked may have a request under way.

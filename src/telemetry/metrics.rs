@@ -142,12 +142,16 @@ pub struct Metrics {
     blocks_kept: KeptBlocks,
     decisions: Decisions,
     model_ready: IntGaugeVec,
+    /// Taken over, refused.
+    reloads: [IntCounter; 2],
     models: Mutex<HashMap<String, Arc<ModelMetrics>>>,
     started: Instant,
     /// Images admitted whose path does not run yet.
     pub queue_depth: IntGauge,
     /// Requests being answered.
     pub inflight: IntGauge,
+    /// Models whose directory was refused when it was last read.
+    pub models_refused: IntGauge,
 }
 
 /// Counts a request as being answered until it is dropped.
@@ -245,6 +249,11 @@ impl Metrics {
             put(Box::new(gauges.clone()));
             gauges
         };
+        let reloads = counters(
+            "blockdrop_model_reloads_total",
+            "Models whose directory was read anew, by SIGHUP or by hand: taken over (ok), or refused while what was served is served on (refused).",
+            &["result"],
+        );
         let blocks_kept = KeptBlocks::new("blockdrop_blocks_kept", "Blocks kept for an image.");
         put(Box::new(blocks_kept.clone()));
         let info = Opts::new("blockdrop_build_info", "Always 1; the labels say what runs.")
@@ -314,6 +323,11 @@ impl Metrics {
             blocks_kept,
             decisions: Decisions::new(put),
             model_ready: gauges("blockdrop_model_ready", "1 where a model is loaded and warm."),
+            reloads: ["ok", "refused"].map(|result| reloads.with_label_values(&[result])),
+            models_refused: gauge(
+                "blockdrop_models_refused",
+                "Models whose directory was refused when it was last read: what is served of them is older, or nothing.",
+            ),
             queue_depth: gauge("blockdrop_queue_depth", "Images admitted whose path does not run yet."),
             inflight: gauge("blockdrop_inflight_requests", "Requests being answered."),
             requests,
@@ -371,6 +385,14 @@ impl Metrics {
         self.decisions.level.clone()
     }
 
+    /// Says no more that the model called `name` is not ready: there is none of that name. Its counts stay, and go on if
+    /// there is one again.
+    pub fn gone(&self, name: &str) {
+        let mut models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
+        models.remove(name);
+        drop(self.model_ready.remove_label_values(&[name])); // it may never have been there
+    }
+
     /// Counts an answered request, over gRPC an answered message. A code that no route answers with is counted as 400,
     /// so that labels stay bounded; over gRPC as `INVALID_ARGUMENT`.
     pub fn request(&self, protocol: &str, code: &str, took: Duration) {
@@ -393,6 +415,11 @@ impl Metrics {
 
     pub fn reject(&self, reason: Rejected) {
         self.rejected[reason as usize].inc();
+    }
+
+    /// Counts a model whose directory was read anew: `ok`, or refused.
+    pub fn reloaded(&self, ok: bool) {
+        self.reloads[usize::from(!ok)].inc();
     }
 
     /// The text format of Prometheus.
