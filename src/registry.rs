@@ -4,6 +4,7 @@
 //! given, whatever becomes of it meanwhile.
 
 mod disk;
+mod limits;
 mod live;
 mod retired;
 
@@ -14,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 pub use disk::default_bundle;
+pub use limits::{Bounds, MODEL_LIMIT, ModelFull, ModelLimit, ModelLimits, ModelsLimits, Share};
 pub use live::{Change, ChangeError, Changes, Indexed};
 use tokio::sync::watch;
 
@@ -23,6 +25,7 @@ use crate::policy::Costs;
 use crate::scheduler;
 use crate::telemetry::{Metrics, ModelMetrics, Statistics};
 use crate::text::shortened;
+use limits::BoundsByName;
 use live::Reason;
 use retired::Retired;
 
@@ -32,7 +35,10 @@ pub struct Model {
     pub version: u64,
     pub engine: Engine,
     pub metrics: Arc<ModelMetrics>,
-    pub statistics: Statistics,
+    /// Of this version, from the first model on that had its place.
+    pub statistics: Arc<Statistics>,
+    /// Of all versions together.
+    pub bounds: Arc<Bounds>,
 }
 
 impl scheduler::Model for Model {
@@ -50,6 +56,10 @@ impl scheduler::Model for Model {
 
     fn statistics(&self) -> &Statistics {
         &self.statistics
+    }
+
+    fn max_batch(&self) -> usize {
+        self.bounds.batch
     }
 }
 
@@ -102,6 +112,8 @@ pub struct LoadOptions {
     pub profiles: Option<PathBuf>,
     /// The highest keep threshold under brownout, where there is any.
     pub brownout: Option<f64>,
+    /// What each model may take.
+    pub limits: ModelsLimits,
     /// Set to give up: looked at before each model is made.
     pub give_up: Arc<AtomicBool>,
 }
@@ -157,7 +169,11 @@ impl Registry {
             return Err(errors);
         }
 
-        let loader = Loader { runtime, options: options.clone(), metrics: Arc::clone(metrics) };
+        let bounds = BoundsByName::new(options.limits.clone());
+        for name in bounds.unused(|name| bundles.contains_key(name)) {
+            tracing::warn!(model = name, "--model-limit: there is no model of that name");
+        }
+        let loader = Loader { runtime, options: options.clone(), metrics: Arc::clone(metrics), bounds };
         let mut models = BTreeMap::new();
         for (name, bundles) in bundles {
             match loader.make(&name, bundles, &Versions::new()) {
@@ -258,6 +274,7 @@ struct Loader {
     runtime: &'static Runtime,
     options: LoadOptions,
     metrics: Arc<Metrics>,
+    bounds: BoundsByName,
 }
 
 impl Loader {
@@ -318,7 +335,9 @@ impl Loader {
             "model loaded"
         );
         let (name, metrics) = (name.to_owned(), Arc::clone(metrics));
-        Ok(Model { name, version, engine, metrics, statistics: Statistics::default() })
+        let statistics = before.map(|model| Arc::clone(&model.statistics)).unwrap_or_default();
+        let bounds = self.bounds.of(&name);
+        Ok(Model { name, version, engine, metrics, statistics, bounds })
     }
 
     /// Waits for frequent paths.

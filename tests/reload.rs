@@ -234,6 +234,24 @@ async fn an_unloaded_model_is_gone_until_it_is_loaded() {
     assert_eq!(server.ended().code(), Some(0), "a server without models ends well");
 }
 
+/// What a version has done goes on being counted in what takes its place.
+#[tokio::test]
+async fn statistics_outlive_a_reload() {
+    let dir = models("net", &Net::tiny(5));
+    let server = Server::start(dir.path(), &[]);
+    let requests = async || {
+        let found = answered(server.get("/v2/models/net/stats").await).await;
+        let of = &found["model_stats"][0];
+        (of["inference_count"].clone(), of["inference_stats"]["success"]["count"].clone())
+    };
+    server.classify("", png(1)).await;
+    assert_eq!(requests().await, (json!(1), json!(1)));
+    put(dir.path(), "net", 1, &Net::tiny(6));
+    assert_eq!(changed(&server, "net", "load").await["loaded"], json!(["1"]));
+    server.classify("", png(1)).await;
+    assert_eq!(requests().await, (json!(2), json!(2)));
+}
+
 #[tokio::test]
 async fn a_web_page_cannot_change_what_is_served() {
     let server = Server::start(models("one", &Net::tiny(5)).path(), &[]);

@@ -1,10 +1,12 @@
 //! `blockdrop serve`
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use blockdrop::registry::{MODEL_LIMIT, ModelLimit, ModelsLimits};
 use blockdrop::server::http::{MOST_IMAGES, Origins};
 use blockdrop::server::{KEYS_VARIABLE, Keys, Limits, ServeError, Settings, serve};
 use clap::Args;
@@ -59,6 +61,17 @@ pub(crate) struct Options {
     /// Images that may wait; beyond it requests are refused with 503 at once.
     #[arg(long, env = "BLOCKDROP_MAX_QUEUE", default_value = "256")]
     max_queue: Checked<usize>,
+
+    /// Images of one model that may wait, all its versions together; beyond it requests for that model are refused with 503
+    /// at once [default: --max-queue].
+    #[arg(long, env = "BLOCKDROP_MAX_QUEUE_PER_MODEL")]
+    max_queue_per_model: Option<Checked<usize>>,
+
+    /// Limits of one model, such as NAME:queue=64,batch=4,timeout=2s: images of it that may wait (in place of
+    /// --max-queue-per-model), that a worker runs at a time (below --max-batch), and time for a request (below
+    /// --request-timeout). For several models several times, or separated by spaces.
+    #[arg(long, env = "BLOCKDROP_MODEL_LIMIT", value_name = "NAME:LIMITS", value_delimiter = ' ')]
+    model_limit: Vec<Checked<ModelLimit>>,
 
     /// Share of the images that the policy chooses a path for, from 0 to 1, that run again after their answers: alone, by
     /// policy and path and by the full net, to measure what skipping saves by the clock (blockdrop_shadow_* in /metrics). A
@@ -192,6 +205,24 @@ impl Options {
             problems.take("--max-batch", "1 to 512 images", self.max_batch, |images| (1..=512).contains(images));
         let max_queue = problems
             .take("--max-queue", "1 to 1000000 images", self.max_queue, |images| (1..=1_000_000).contains(images));
+        let per_model = match self.max_queue_per_model {
+            None => Some(None),
+            Some(images) => problems
+                .take("--max-queue-per-model", "1 to --max-queue images", images, |images| {
+                    *images > 0 && max_queue.is_none_or(|most| *images <= most)
+                })
+                .map(Some),
+        };
+        let mut named = BTreeMap::new();
+        for limit in self.model_limit {
+            let Some(ModelLimit { name, limits }) = problems.take("--model-limit", MODEL_LIMIT, limit, |_| true) else {
+                continue;
+            };
+            if named.contains_key(&name) {
+                problems.note(&format!("--model-limit: found model '{name}' twice, expected each model once"));
+            }
+            named.insert(name, limits);
+        }
         let shadow_rate =
             problems.take("--shadow-rate", "a share from 0 to 1", self.shadow_rate, |rate| (0.0..=1.0).contains(rate));
         let brownout = self.brownout.map(|most| {
@@ -237,6 +268,7 @@ impl Options {
                 workers: running.workers,
                 max_batch: max_batch?,
                 max_queue: max_queue?,
+                models_limits: ModelsLimits { named, queue: per_model? },
                 shadow_rate: shadow_rate?,
                 brownout: brownout.flatten(),
                 brownout_wait: *brownout_wait?,

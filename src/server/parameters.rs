@@ -117,7 +117,8 @@ impl Parameters {
         let selection = choice.check(model.engine.costs(), model.engine.bundle().manifest.policy.threshold)?;
         // 0 is what Triton's clients send where no time was asked for.
         let timeout = count("timeout", self.timeout.as_deref(), "a number of microseconds")?.filter(|time| *time > 0);
-        let time = timeout.map_or(service.limits.time, |time| service.limits.time.min(Duration::from_micros(time)));
+        let most = service.limits.time.min(model.bounds.time);
+        let time = timeout.map_or(most, |time| most.min(Duration::from_micros(time)));
         Ok(Request { model, selection, id, deadline: received + time })
     }
 }

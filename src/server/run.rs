@@ -21,7 +21,7 @@ use super::keys::Keys;
 use super::readiness::Readiness;
 use super::{admin, again, grpc, http};
 use crate::engine::{Paths, Provider, Runtime, RuntimeError};
-use crate::registry::{LoadOptions, Registry, RegistryError};
+use crate::registry::{LoadOptions, ModelsLimits, Registry, RegistryError};
 use crate::scheduler::{Admission, Brownout, Scheduler};
 use crate::telemetry::Metrics;
 
@@ -38,6 +38,8 @@ pub struct Settings {
     pub workers: usize,
     pub max_batch: usize,
     pub max_queue: usize,
+    /// What each model may take of it, and of what else they share.
+    pub models_limits: ModelsLimits,
     /// Share of the images that run by the full net too, after their answers.
     pub shadow_rate: f64,
     /// The highest keep threshold under brownout, where there is any.
@@ -125,6 +127,7 @@ pub async fn serve(
             warm_up: settings.warm_up,
             profiles: settings.profiles,
             brownout: settings.brownout,
+            limits: settings.models_limits,
             give_up: Arc::clone(&give_up),
         };
         move || Registry::load(&settings.models, settings.default_model.as_deref(), runtime, &options, &metrics)

@@ -70,6 +70,8 @@ pub enum Rejected {
     Unauthenticated,
     /// The queue had no room.
     QueueFull,
+    /// As many images of the model waited as may.
+    ModelQueueFull,
     /// Bodies in memory are at their limit.
     Memory,
     /// The server is stopping.
@@ -81,13 +83,21 @@ pub enum Rejected {
 }
 
 impl Rejected {
-    const ALL: [Self; 6] =
-        [Self::Unauthenticated, Self::QueueFull, Self::Memory, Self::ShuttingDown, Self::Deadline, Self::Cancelled];
+    const ALL: [Self; 7] = [
+        Self::Unauthenticated,
+        Self::QueueFull,
+        Self::ModelQueueFull,
+        Self::Memory,
+        Self::ShuttingDown,
+        Self::Deadline,
+        Self::Cancelled,
+    ];
 
     fn name(self) -> &'static str {
         match self {
             Self::Unauthenticated => "unauthenticated",
             Self::QueueFull => "queue_full",
+            Self::ModelQueueFull => "model_queue_full",
             Self::Memory => "memory",
             Self::ShuttingDown => "shutting_down",
             Self::Deadline => "deadline",
@@ -142,6 +152,7 @@ pub struct Metrics {
     blocks_kept: KeptBlocks,
     decisions: Decisions,
     model_ready: IntGaugeVec,
+    model_queue_full: IntCounterVec,
     /// Taken over, refused.
     reloads: [IntCounter; 2],
     models: Mutex<HashMap<String, Arc<ModelMetrics>>>,
@@ -182,6 +193,7 @@ pub struct ModelMetrics {
     shadow_full: Counter,
     shadow_dropped: [IntCounter; 3],
     ready: IntGauge,
+    queue_full: IntCounter,
     started: Instant,
     /// For the engine to count its compiled paths.
     pub paths: PathMetrics,
@@ -241,7 +253,7 @@ impl Metrics {
             histograms("blockdrop_stage_duration_seconds", "Time that an image spent in a stage.", "stage", &SECONDS);
         let rejected = counters(
             "blockdrop_rejected_total",
-            "Requests turned away (unauthenticated, queue_full, memory, shutting_down) and images given up (deadline, cancelled).",
+            "Requests turned away (unauthenticated, queue_full, model_queue_full, memory, shutting_down) and images given up (deadline, cancelled).",
             &["reason"],
         );
         let gauges = |name: &str, help: &str| {
@@ -323,6 +335,11 @@ impl Metrics {
             blocks_kept,
             decisions: Decisions::new(put),
             model_ready: gauges("blockdrop_model_ready", "1 where a model is loaded and warm."),
+            model_queue_full: counters(
+                "blockdrop_model_queue_full_total",
+                "Requests refused since as many images of their model waited as may (--max-queue-per-model, --model-limit).",
+                &["model"],
+            ),
             reloads: ["ok", "refused"].map(|result| reloads.with_label_values(&[result])),
             models_refused: gauge(
                 "blockdrop_models_refused",
@@ -374,6 +391,7 @@ impl Metrics {
             shadow_full,
             shadow_dropped: Dropped::ALL.map(dropped),
             ready: self.model_ready.with_label_values(&[name]),
+            queue_full: self.model_queue_full.with_label_values(&[name]),
             started: self.started,
         });
         models.insert(name.to_owned(), Arc::clone(&model));
@@ -484,6 +502,11 @@ impl ModelMetrics {
     /// Counts a group that ran a path together.
     pub fn batch(&self, images: usize) {
         self.batch_size.observe(images as f64);
+    }
+
+    /// Counts a request that was refused since as many of the model's images waited as may.
+    pub fn queue_full(&self) {
+        self.queue_full.inc();
     }
 
     pub fn set_ready(&self, ready: bool) {

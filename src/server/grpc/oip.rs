@@ -157,7 +157,7 @@ impl GrpcInferenceService for Oip {
         self.told("ModelConfig", &request, |service, asked| {
             let found = find(service, &asked.name, &asked.version)?;
             let oip::ModelConfig { name, platform, backend, max_batch_size, input, output } =
-                oip::ModelConfig::of(&found, service.most_images());
+                oip::ModelConfig::of(&found, service.most_images(&found));
             let data_type = |name: &str| DataType::from_str_name(name).unwrap_or(DataType::TypeInvalid).into();
             let input = input.into_iter().map(|tensor| ModelInput {
                 name: tensor.name.to_owned(),
@@ -275,7 +275,7 @@ async fn infer(service: &Service, call: &Call, message: ModelInferRequest) -> Re
         return Err(wrong(format!("found {}, expected contents: shared memory is not read", shortened(name))));
     }
     let contents = contents(input.contents, raw_input_contents, &input.datatype)?;
-    let most = service.most_images();
+    let most = service.most_images(&request.model);
     let expected = oip::Expected::new(&request.model, &input.name, &input.datatype, &input.shape, most)?;
     let images = expected.images(contents)?;
     let model = Arc::clone(&request.model);

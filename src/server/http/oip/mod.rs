@@ -157,7 +157,7 @@ async fn model_ready(State(service): State<Arc<Service>>, named: Named) -> Resul
 )]
 async fn config(State(service): State<Arc<Service>>, named: Named) -> Result<Json<ModelConfig>, Error> {
     let model = named.get(&service)?;
-    Ok(Json(ModelConfig::of(&model, service.most_images())))
+    Ok(Json(ModelConfig::of(&model, service.most_images(&model))))
 }
 
 #[derive(Serialize, ToSchema)]
