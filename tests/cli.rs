@@ -299,13 +299,15 @@ fn wrong_paths_and_budgets_are_named_as_flags() {
 }
 
 /// For each option that is checked: a wrong value, and what the message says was expected.
-const WRONG: [(&str, &str, &str); 19] = [
+const WRONG: [(&str, &str, &str); 21] = [
     ("--http-addr", "localhost", "an IP address and a port"),
     ("--admin-addr", "8081", "an IP address and a port"),
     ("--provider", "gpu", "cpu, cuda or cuda:N"),
     ("--workers", "0", "1 to 1024 threads"),
     ("--max-batch", "513", "1 to 512 images"),
     ("--max-queue", "none", "1 to 1000000 images"),
+    ("--max-queue-per-model", "0", "1 to --max-queue images"),
+    ("--model-limit", "net:queue=0", "NAME:LIMIT=VALUE,..."),
     ("--shadow-rate", "1.5", "a share from 0 to 1"),
     ("--brownout", "1", "a threshold above each model's own and below 1"),
     ("--brownout-wait", "0s", "a time from 1ms to 1min"),

@@ -44,6 +44,9 @@ const METRICS: [(&str, &str); 41] = [
     ("blockdrop_queue_depth", "gauge"),
     ("blockdrop_inflight_requests", "gauge"),
     ("blockdrop_model_ready", "gauge"),
+    ("blockdrop_model_queue_full_total", "counter"),
+    ("blockdrop_model_reloads_total", "counter"),
+    ("blockdrop_models_refused", "gauge"),
     ("blockdrop_path_cache_bytes", "gauge"),
     ("blockdrop_path_cache_evictions_total", "counter"),
     ("blockdrop_path_cache_failures_total", "counter"),
@@ -86,7 +89,7 @@ fn of_model(name: &str, blocks: usize) -> Vec<String> {
     let paths = ["hits", "misses", "evictions", "failures"].map(|what| format!("path_cache_{what}_total"));
     let shadow = ["runs", "agree", "path_seconds", "full_seconds"].map(|what| format!("shadow_{what}_total"));
     let own = ["images", "blocks_kept", "blocks_dropped"].map(|what| format!("policy_{what}_total"));
-    let plain = ["images_total", "brownout_images_total"]
+    let plain = ["images_total", "brownout_images_total", "model_queue_full_total"]
         .into_iter()
         .chain(own.iter().map(String::as_str))
         .chain(flops)
@@ -133,7 +136,9 @@ async fn every_series_is_there_at_zero_before_the_first_request() {
     for code in [200, 400, 401, 404, 405, 408, 413, 415, 499, 500, 503, 504] {
         expected.push(format!("blockdrop_requests_total{{code=\"{code}\",protocol=\"http\"}}"));
     }
-    for reason in ["unauthenticated", "queue_full", "memory", "shutting_down", "deadline", "cancelled"] {
+    for reason in
+        ["unauthenticated", "queue_full", "model_queue_full", "memory", "shutting_down", "deadline", "cancelled"]
+    {
         expected.push(format!("blockdrop_rejected_total{{reason=\"{reason}\"}}"));
     }
     for stage in ["decode", "preprocess", "queue", "policy", "backbone"] {
@@ -142,6 +147,8 @@ async fn every_series_is_there_at_zero_before_the_first_request() {
     expected.push("blockdrop_request_duration_seconds_count{protocol=\"http\"}".into());
     let gauges = ["blockdrop_queue_depth", "blockdrop_inflight_requests", "blockdrop_brownout_level"];
     expected.extend(gauges.map(String::from));
+    expected.extend(["ok", "refused"].map(|result| format!("blockdrop_model_reloads_total{{result=\"{result}\"}}")));
+    expected.push("blockdrop_models_refused".into());
     for series in &expected {
         assert_eq!(found.of(series), 0.0, "{series}");
     }
@@ -333,7 +340,9 @@ async fn counters_are_exact() {
     assert_eq!(found.of("blockdrop_request_duration_seconds_count{protocol=\"http\"}"), requests);
     assert_eq!(found.of("blockdrop_queue_depth"), 0.0);
     assert_eq!(found.of("blockdrop_inflight_requests"), 0.0);
-    for reason in ["unauthenticated", "queue_full", "memory", "shutting_down", "deadline", "cancelled"] {
+    for reason in
+        ["unauthenticated", "queue_full", "model_queue_full", "memory", "shutting_down", "deadline", "cancelled"]
+    {
         assert_eq!(found.rejected(reason), 0.0, "{reason}");
     }
     for series in found.values.iter().filter(|(series, _)| series.starts_with("blockdrop_requests_total")) {

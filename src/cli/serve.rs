@@ -1,5 +1,6 @@
 //! `blockdrop serve`
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::num::NonZero;
 use std::os::unix::ffi::OsStrExt;
@@ -8,9 +9,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use blockdrop::registry::{MODEL_LIMIT, ModelLimit, ModelsLimits};
 use blockdrop::server::http::{MOST_IMAGES, Origins};
 use blockdrop::server::{KEYS_VARIABLE, Keys, Limits, ServeError, Settings, serve};
 use clap::Args;
+use futures_util::{Stream, stream};
 use signal_hook::consts::SIGXFSZ;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -44,7 +47,7 @@ pub(crate) struct Options {
     #[arg(long, env = "BLOCKDROP_CORS_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
     cors_origin: Vec<String>,
 
-    /// Directory of models, <name>/<version>/bundle.json.
+    /// Directory of models, <name>/<version>/bundle.json. SIGHUP reads it anew, and the file of API keys.
     #[arg(long, env = "BLOCKDROP_MODELS", default_value = "models")]
     models: PathBuf,
 
@@ -62,6 +65,17 @@ pub(crate) struct Options {
     /// Images that may wait; beyond it requests are refused with 503 at once.
     #[arg(long, env = "BLOCKDROP_MAX_QUEUE", default_value = "256")]
     max_queue: Checked<usize>,
+
+    /// Images of one model that may wait, all its versions together; beyond it requests for that model are refused with 503
+    /// at once [default: --max-queue].
+    #[arg(long, env = "BLOCKDROP_MAX_QUEUE_PER_MODEL")]
+    max_queue_per_model: Option<Checked<usize>>,
+
+    /// Limits of one model, such as NAME:queue=64,batch=4,timeout=2s: images of it that may wait (in place of
+    /// --max-queue-per-model), that a worker runs at a time (below --max-batch), and time for a request (below
+    /// --request-timeout). For several models several times, or separated by spaces.
+    #[arg(long, env = "BLOCKDROP_MODEL_LIMIT", value_name = "NAME:LIMITS", value_delimiter = ' ')]
+    model_limit: Vec<Checked<ModelLimit>>,
 
     /// Share of the images that the policy chooses a path for, from 0 to 1, that run again after their answers: alone, by
     /// policy and path and by the full net, to measure what skipping saves by the clock (blockdrop_shadow_* in /metrics). A
@@ -140,8 +154,8 @@ pub(crate) fn run(options: Options, problems: Problems) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.context("the operating system refuses what the server needs")?;
     let result = runtime.block_on(async {
-        let stop = stop_signal()?;
-        serve(settings, stop).await
+        let (stop, again) = (stop_signal()?, hangups()?);
+        serve(settings, stop, again).await
     });
     if let Err(error @ (ServeError::Unanswered(_) | ServeError::Running | ServeError::Lost)) = &result {
         super::report(&[error.to_string()], 1);
@@ -164,6 +178,12 @@ fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
             exit_at_once(130);
         });
     })
+}
+
+/// An item for each SIGHUP; for several that come while one is worked on, one.
+fn hangups() -> std::io::Result<impl Stream<Item = ()> + Send + 'static> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    Ok(stream::poll_fn(move |context| hangup.poll_recv(context)))
 }
 
 /// Ends the process without its exit handlers: they would take ONNX Runtime away from workers that still run.
@@ -203,6 +223,24 @@ impl Options {
             problems.take("--max-batch", "1 to 512 images", self.max_batch, |images| (1..=512).contains(images));
         let max_queue = problems
             .take("--max-queue", "1 to 1000000 images", self.max_queue, |images| (1..=1_000_000).contains(images));
+        let per_model = match self.max_queue_per_model {
+            None => Some(None),
+            Some(images) => problems
+                .take("--max-queue-per-model", "1 to --max-queue images", images, |images| {
+                    *images > 0 && max_queue.is_none_or(|most| *images <= most)
+                })
+                .map(Some),
+        };
+        let mut named = BTreeMap::new();
+        for limit in self.model_limit {
+            let Some(ModelLimit { name, limits }) = problems.take("--model-limit", MODEL_LIMIT, limit, |_| true) else {
+                continue;
+            };
+            if named.contains_key(&name) {
+                problems.note(&format!("--model-limit: found model '{name}' twice, expected each model once"));
+            }
+            named.insert(name, limits);
+        }
         let shadow_rate =
             problems.take("--shadow-rate", "a share from 0 to 1", self.shadow_rate, |rate| (0.0..=1.0).contains(rate));
         let brownout = self.brownout.map(|most| {
@@ -254,6 +292,7 @@ impl Options {
                 workers: running.workers,
                 max_batch: max_batch?,
                 max_queue: max_queue?,
+                models_limits: ModelsLimits { named, queue: per_model? },
                 shadow_rate: shadow_rate?,
                 brownout: brownout.flatten(),
                 brownout_wait: *brownout_wait?,

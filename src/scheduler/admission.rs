@@ -26,7 +26,17 @@ pub struct Admission {
 #[derive(Debug)]
 pub struct Slot {
     _place: OwnedSemaphorePermit,
+    /// Its model's part, where that has a bound of its own.
+    _share: Option<OwnedSemaphorePermit>,
     depth: IntGauge,
+}
+
+impl Slot {
+    /// The same place, with its model's part.
+    pub fn with(mut self, share: Option<OwnedSemaphorePermit>) -> Self {
+        self._share = share;
+        self
+    }
 }
 
 impl Drop for Slot {
@@ -69,7 +79,7 @@ impl Admission {
         let slots = std::iter::from_fn(|| {
             let place = all.split(1)?;
             self.depth.inc();
-            Some(Slot { _place: place, depth: self.depth.clone() })
+            Some(Slot { _place: place, _share: None, depth: self.depth.clone() })
         });
         Ok(slots.collect())
     }

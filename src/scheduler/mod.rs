@@ -35,6 +35,11 @@ pub trait Model: Send + Sync {
     fn costs(&self) -> &Costs;
     fn metrics(&self) -> &ModelMetrics;
     fn statistics(&self) -> &Statistics;
+
+    /// Images that a worker runs at a time, at most.
+    fn max_batch(&self) -> usize {
+        usize::MAX
+    }
 }
 
 /// One image to be run.
@@ -125,6 +130,10 @@ impl std::hash::Hash for Alike {
 impl Kind for Alike {
     fn stage(&self) -> Stage {
         if self.mask.is_none() { Stage::Look } else { Stage::Run }
+    }
+
+    fn most(&self) -> usize {
+        self.model.max_batch()
     }
 }
 

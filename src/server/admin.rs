@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 use super::error::{Error, Kind};
 use super::http;
 use super::readiness::Readiness;
-use crate::registry::{Change, Indexed, Registry};
+use crate::registry::{Change, Changes, Indexed, Registry};
 use crate::telemetry::Metrics;
 use crate::text::shortened;
 
@@ -41,6 +41,7 @@ pub(super) fn router(
         .route("/livez", get(live))
         .route("/readyz", get(ready))
         .route("/v2/repository/index", post(index))
+        .route("/v2/repository/reload", post(reload))
         .route("/v2/repository/models/{name}/load", post(load))
         .route("/v2/repository/models/{name}/unload", post(unload))
         .fallback(http::not_found)
@@ -116,6 +117,18 @@ async fn load(State(admin): State<Admin>, name: Name, body: Body) -> Result<Json
     let (registry, name) = (admin.registry()?, plain(name)?);
     no_parameters(body, &[])?;
     Ok(Json(registry.reload(&name).await?))
+}
+
+/// All models, as SIGHUP does.
+async fn reload(State(admin): State<Admin>, body: Body) -> Result<Json<Value>, Error> {
+    let registry = admin.registry()?;
+    no_parameters(body, &[])?;
+    let Changes { changed, refused } = registry.reload_all().await?;
+    if refused.is_empty() {
+        return Ok(Json(json!({"models": changed})));
+    }
+    let refused: Vec<String> = refused.iter().map(|(name, error)| format!("{name}: {error}")).collect();
+    Err(Error::new(Kind::InvalidBundle, format!("{}; all other models are as on disk", refused.join("; "))))
 }
 
 async fn unload(State(admin): State<Admin>, name: Name, body: Body) -> Result<Json<Change>, Error> {

@@ -10,11 +10,12 @@ use tokio::sync::Semaphore;
 use utoipa::ToSchema;
 
 use super::error::{Error, Kind};
+use super::readiness::Readiness;
 use crate::answer::{Described, describe};
 use crate::engine::{Answer, EngineError, heap};
 use crate::image::{decode, preprocess};
 use crate::policy::Selection;
-use crate::registry::{Model, Registry};
+use crate::registry::{Model, ModelFull, Registry};
 use crate::scheduler::{Admission, Refused, Scheduler, Slot, Work, WorkError};
 use crate::telemetry::metrics::{Rejected, Stage};
 use crate::telemetry::{Metrics, Statistics};
@@ -22,6 +23,7 @@ use crate::telemetry::{Metrics, Statistics};
 /// What the protocols share: the models, the queue and the limits.
 pub struct Service {
     pub registry: Arc<Registry>,
+    pub readiness: Arc<Readiness>,
     pub admission: Admission,
     pub scheduler: Scheduler,
     pub metrics: Arc<Metrics>,
@@ -125,6 +127,7 @@ impl Classified {
 impl Service {
     pub fn new(
         registry: Arc<Registry>,
+        readiness: Arc<Readiness>,
         scheduler: Scheduler,
         admission: Admission,
         metrics: Arc<Metrics>,
@@ -133,6 +136,7 @@ impl Service {
     ) -> Self {
         Self {
             registry,
+            readiness,
             scheduler,
             admission,
             metrics,
@@ -150,6 +154,21 @@ impl Service {
     /// The queue is full, or the server is stopping.
     pub fn admit(&self) -> Result<(), Error> {
         self.admission.check().map_err(|refused| self.refuse(refused))
+    }
+
+    /// [`admit`](Self::admit) where the model is known.
+    ///
+    /// # Errors
+    /// As for [`admit`](Self::admit), or as many of the model's images wait as may.
+    pub fn admit_to(&self, model: &Model) -> Result<(), Error> {
+        self.admit()?;
+        model.bounds.check().map_err(|full| self.refuse_to(model, full))
+    }
+
+    fn refuse_to(&self, model: &Model, ModelFull: ModelFull) -> Error {
+        self.metrics.reject(Rejected::ModelQueueFull);
+        model.metrics.queue_full();
+        Error::model_full(&model.name, model.bounds.queue())
     }
 
     fn refuse(&self, refused: Refused) -> Error {
@@ -215,30 +234,32 @@ impl Service {
         }
     }
 
-    /// Images of a request, at most.
-    pub fn most_images(&self) -> usize {
-        self.limits.images.min(self.admission.capacity())
+    /// Images of a request for `model`, at most.
+    pub fn most_images(&self, model: &Model) -> usize {
+        self.limits.images.min(self.admission.capacity()).min(model.bounds.queue())
     }
 
     /// Classifies the `images` of a request that was [admitted](Self::admit), each for itself, in their order. An image
     /// may be an error already, where the protocol could not take it out of its body.
     ///
     /// # Errors
-    /// No images, too many of them, or no room in the queue for all of them.
+    /// No images, too many of them, or no room in the queue, or in the model's part of it, for all of them.
     pub async fn classify(
         &self,
         request: &Request,
         images: Vec<Result<Image, Error>>,
     ) -> Result<Vec<Result<Classified, Error>>, Error> {
         let count = images.len();
-        let most = self.most_images();
+        let most = self.most_images(&request.model);
         if count == 0 {
             return Err(Error::new(Kind::EmptyBody, "the request has no images, expected at least one"));
         }
         if count > most {
             return Err(Error::too_many_images(most));
         }
+        let shares = request.model.bounds.shares(count).map_err(|full| self.refuse_to(&request.model, full))?;
         let slots = self.admission.places(count).map_err(|refused| self.refuse(refused))?;
+        let slots = slots.into_iter().zip(shares).map(|(slot, share)| slot.with(share));
         // A request waits for decoders with as many images as there are decoders: one of many large images leaves
         // the next turn to others.
         let own_turns = &Semaphore::new(self.turns);

@@ -3,6 +3,7 @@
 //! The public listener answers applications; the admin one shows metrics and health to operators.
 
 mod admin;
+mod again;
 mod classify;
 mod error;
 #[cfg(feature = "fuzzing")]

@@ -108,7 +108,8 @@ impl Parameters {
         received: Instant,
     ) -> Result<Request, Error> {
         let selection = self.selection(model.engine.costs(), model.engine.bundle().manifest.policy.threshold)?;
-        let time = self.timeout()?.map_or(service.limits.time, |time| service.limits.time.min(time));
+        let most = service.limits.time.min(model.bounds.time);
+        let time = self.timeout()?.map_or(most, |time| most.min(time));
         Ok(Request { model, selection, id, deadline: received + time })
     }
 

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum_server::Handle;
 use axum_server::accept::NoDelayAcceptor;
+use futures_util::Stream;
 use tokio::net::TcpSocket;
 use tokio::task::JoinHandle;
 
@@ -18,9 +19,9 @@ use super::classify::{Limits, Service};
 use super::http::Origins;
 use super::keys::Keys;
 use super::readiness::Readiness;
-use super::{admin, grpc, http};
+use super::{admin, again, grpc, http};
 use crate::engine::{Paths, Provider, Runtime, RuntimeError};
-use crate::registry::{LoadOptions, Registry, RegistryError};
+use crate::registry::{LoadOptions, ModelsLimits, Registry, RegistryError};
 use crate::scheduler::{Admission, Brownout, Scheduler};
 use crate::telemetry::Metrics;
 
@@ -37,6 +38,8 @@ pub struct Settings {
     pub workers: usize,
     pub max_batch: usize,
     pub max_queue: usize,
+    /// What each model may take of it, and of what else they share.
+    pub models_limits: ModelsLimits,
     /// Share of the images that run by the full net too, after their answers.
     pub shadow_rate: f64,
     /// The highest keep threshold under brownout, where there is any.
@@ -83,16 +86,20 @@ pub enum ServeError {
 /// Time in which a client has to send a request's head, the first one's start included.
 const HEAD: Duration = Duration::from_secs(15);
 
-/// Time for the last answers to get out once they are made.
+/// Time for the last answers to get out once they are made, at least.
 const LAST_BYTES: Duration = Duration::from_secs(1);
 
-/// Serves until `stop` resolves, then drains: not ready any more, new requests refused with 503, accepted ones answered
+/// Serves until `stop` resolves, and reads models and API keys anew each time that `again` says so; then drains: not ready any more, new requests refused with 503, accepted ones answered
 /// for at most `settings.drain`, metrics shown to the end.
 ///
 /// # Errors
 /// An address that cannot be listened on, ONNX Runtime or models that cannot be loaded, a worker that ended in a panic, or
 /// accepted requests that were still unanswered, or a worker still running, when the time to drain was over.
-pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result<(), ServeError> {
+pub async fn serve(
+    settings: Settings,
+    stop: impl Future<Output = ()>,
+    again: impl Stream<Item = ()> + Send + 'static,
+) -> Result<(), ServeError> {
     // Both ports are taken before anything slow, so that a taken one is said at once. The public one accepts no
     // connection until there is a model to serve.
     let public = Port::take("--http-addr", settings.http_addr)?;
@@ -124,6 +131,7 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
             warm_up: settings.warm_up,
             profiles: settings.profiles,
             brownout: settings.brownout,
+            limits: settings.models_limits,
             give_up: Arc::clone(&give_up),
         };
         move || Registry::load(&settings.models, settings.default_model.as_deref(), runtime, &options, &metrics)
@@ -143,6 +151,7 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     let brownout = settings.brownout.map(|most| Brownout::new(most, settings.brownout_wait, metrics.brownout_level()));
     let service = Arc::new(Service::new(
         Arc::clone(&registry),
+        Arc::clone(&readiness),
         Scheduler::start(settings.workers, settings.max_batch, settings.shadow_rate, brownout, &metrics.workers)?,
         Admission::new(settings.max_queue, metrics.queue_depth.clone()),
         Arc::clone(&metrics),
@@ -153,13 +162,19 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
         public.listen()?,
         http::router(Arc::clone(&service), settings.keys.clone(), settings.origins.clone()),
     )?;
-    let (calls, health) = grpc::router(Arc::clone(&service), settings.keys.clone()).await;
-    let grpc = Listener::start(services.listen()?, calls)?;
+    let (calls, health) = grpc::router(Arc::clone(&service), settings.keys.clone());
+    let services = services.listen()?;
     let upkeep = tokio::spawn({
         let service = Arc::clone(&service);
         async move { tokio::join!(service.trim(), service.scheduler.watch()) }
     });
-    readiness.ready();
+    let models = registry.any();
+    readiness.ready({
+        let models = models.clone();
+        move || *models.borrow()
+    });
+    let health = health.follow(models).await;
+    let mut grpc = Listener::start(services, calls)?;
     tracing::info!(
         address = %http.address,
         grpc = %grpc.address,
@@ -171,6 +186,7 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
         "ready"
     );
 
+    let reading = tokio::spawn(again::read_anew(again, Arc::clone(&registry), settings.keys.clone()));
     let lost = tokio::select! {
         () = &mut stop => false,
         () = service.scheduler.lost() => {
@@ -182,22 +198,30 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     service.admission.stop();
     service.scheduler.end_shadows();
     upkeep.abort();
-    grpc::stopping(&health).await;
+    reading.abort();
+    let health = health.stopping().await;
+    // Clients of gRPC keep their connections: they are told to make new ones, which a load balancer sends elsewhere. Over
+    // HTTP/1.1 an answer says so; a connection that is closed unasked may have a request under way.
+    if let Err(error) = grpc.turn_over() {
+        tracing::warn!(%error, "gRPC connections are not told to end: there is no listener for those to come");
+    }
     give_up.store(true, Ordering::Relaxed);
     let started = Instant::now();
     tracing::info!(requests = metrics.inflight.get(), "stopping: accepted requests are answered, new ones refused");
     while metrics.inflight.get() > 0 && started.elapsed() < settings.drain {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    // Counted before the connections are closed: that drops what is still being answered on them.
-    let unanswered = metrics.inflight.get();
-    tokio::join!(http.stop(LAST_BYTES), grpc.stop(LAST_BYTES));
     let left = || settings.drain.saturating_sub(started.elapsed()).max(LAST_BYTES);
+    // Counted before connections are cut off: that drops what is still being answered on them.
+    let unanswered = metrics.inflight.get();
+    health.end().await;
+    let slow = Instant::now() + left();
+    tokio::join!(http.stop(slow), grpc.stop(slow));
     let ended = service.scheduler.finish(left());
     paths.stop();
     let ended = registry.close(left()).await && ended;
     registry.save_profiles();
-    admin.stop(LAST_BYTES).await;
+    admin.stop(Instant::now() + LAST_BYTES).await;
     if lost {
         return Err(ServeError::Lost);
     }
@@ -242,16 +266,25 @@ impl Port {
 /// A listener being served.
 struct Listener {
     address: SocketAddr,
-    handle: Handle<SocketAddr>,
-    task: JoinHandle<std::io::Result<()>>,
+    socket: TcpListener,
+    router: Router,
+    /// Each with the connections that it took; the last one takes more.
+    served: Vec<(Handle<SocketAddr>, JoinHandle<std::io::Result<()>>)>,
 }
 
 impl Listener {
-    fn start(listener: TcpListener, router: Router) -> std::io::Result<Self> {
-        let address = listener.local_addr()?;
+    fn start(socket: TcpListener, router: Router) -> std::io::Result<Self> {
+        let address = socket.local_addr()?;
+        let mut listener = Self { address, socket, router, served: Vec::new() };
+        listener.serve()?;
+        Ok(listener)
+    }
+
+    fn serve(&mut self) -> std::io::Result<()> {
+        let (socket, router) = (self.socket.try_clone()?, self.router.clone());
         let handle = Handle::new();
         // Without TCP_NODELAY small answers wait for 40 ms.
-        let mut server = axum_server::from_tcp(listener)?
+        let mut server = axum_server::from_tcp(socket)?
             .acceptor(NoDelayAcceptor::new())
             .handle(handle.clone())
             .first_request_timeout(HEAD)
@@ -259,17 +292,37 @@ impl Listener {
         let builder = server.http_builder();
         builder.http1().timer(hyper_util::rt::TokioTimer::new()).header_read_timeout(HEAD);
         builder.http2().timer(hyper_util::rt::TokioTimer::new()).keep_alive_interval(HEAD).keep_alive_timeout(HEAD);
-        let task = tokio::spawn(server.serve(router.into_make_service()));
-        Ok(Self { address, handle, task })
+        self.served.push((handle, tokio::spawn(server.serve(router.into_make_service()))));
+        Ok(())
     }
 
-    /// Takes no more connections and gives those that are open `time` to finish.
-    async fn stop(self, time: Duration) {
-        self.handle.graceful_shutdown(Some(time));
-        match self.task.await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::error!(%error, "a listener failed"),
-            Err(error) => tracing::error!(%error, "a listener's task failed"),
+    /// Has the connections that are open end once what was asked on them is answered, and goes on taking others. Over
+    /// HTTP/2 their clients are told (GOAWAY), so that no request is lost on the way; over HTTP/1.1 they may be.
+    fn turn_over(&mut self) -> std::io::Result<()> {
+        let before = self.served.len();
+        self.serve()?;
+        self.served[..before].iter().for_each(|(handle, _)| handle.graceful_shutdown(None));
+        Ok(())
+    }
+
+    /// Takes no more connections and gives those that are open until `until` to finish.
+    async fn stop(self, until: Instant) {
+        drop(self.socket);
+        self.served.iter().for_each(|(handle, _)| handle.graceful_shutdown(None));
+        for (handle, mut task) in self.served {
+            let ended = match tokio::time::timeout_at(until.into(), &mut task).await {
+                Ok(ended) => ended,
+                Err(_) => {
+                    tracing::warn!(connections = handle.connection_count(), "connections are cut off");
+                    handle.shutdown();
+                    task.await
+                }
+            };
+            match ended {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!(%error, "a listener failed"),
+                Err(error) => tracing::error!(%error, "a listener's task failed"),
+            }
         }
     }
 }

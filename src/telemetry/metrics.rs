@@ -71,6 +71,8 @@ pub enum Rejected {
     Unauthenticated,
     /// The queue had no room.
     QueueFull,
+    /// As many images of the model waited as may.
+    ModelQueueFull,
     /// Bodies in memory are at their limit.
     Memory,
     /// The server is stopping.
@@ -82,13 +84,21 @@ pub enum Rejected {
 }
 
 impl Rejected {
-    const ALL: [Self; 6] =
-        [Self::Unauthenticated, Self::QueueFull, Self::Memory, Self::ShuttingDown, Self::Deadline, Self::Cancelled];
+    const ALL: [Self; 7] = [
+        Self::Unauthenticated,
+        Self::QueueFull,
+        Self::ModelQueueFull,
+        Self::Memory,
+        Self::ShuttingDown,
+        Self::Deadline,
+        Self::Cancelled,
+    ];
 
     fn name(self) -> &'static str {
         match self {
             Self::Unauthenticated => "unauthenticated",
             Self::QueueFull => "queue_full",
+            Self::ModelQueueFull => "model_queue_full",
             Self::Memory => "memory",
             Self::ShuttingDown => "shutting_down",
             Self::Deadline => "deadline",
@@ -143,6 +153,9 @@ pub struct Metrics {
     blocks_kept: KeptBlocks,
     decisions: Decisions,
     model_ready: IntGaugeVec,
+    model_queue_full: IntCounterVec,
+    /// Taken over, refused.
+    reloads: [IntCounter; 2],
     models: Mutex<HashMap<String, Arc<ModelMetrics>>>,
     started: Instant,
     /// Images admitted whose path does not run yet.
@@ -151,6 +164,17 @@ pub struct Metrics {
     pub inflight: IntGauge,
     /// Threads that run images.
     pub workers: Workers,
+    /// Models whose directory was refused when it was last read.
+    pub models_refused: IntGauge,
+}
+
+/// Counts a request as being answered until it is dropped.
+pub struct Entered(IntGauge);
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 /// The series of one model.
@@ -172,6 +196,7 @@ pub struct ModelMetrics {
     shadow_full: Counter,
     shadow_dropped: [IntCounter; 3],
     ready: IntGauge,
+    queue_full: IntCounter,
     started: Instant,
     /// For the engine to count its compiled paths.
     pub paths: PathMetrics,
@@ -231,7 +256,7 @@ impl Metrics {
             histograms("blockdrop_stage_duration_seconds", "Time that an image spent in a stage.", "stage", &SECONDS);
         let rejected = counters(
             "blockdrop_rejected_total",
-            "Requests turned away (unauthenticated, queue_full, memory, shutting_down) and images given up (deadline, cancelled).",
+            "Requests turned away (unauthenticated, queue_full, model_queue_full, memory, shutting_down) and images given up (deadline, cancelled).",
             &["reason"],
         );
         let gauges = |name: &str, help: &str| {
@@ -239,6 +264,11 @@ impl Metrics {
             put(Box::new(gauges.clone()));
             gauges
         };
+        let reloads = counters(
+            "blockdrop_model_reloads_total",
+            "Models whose directory was read anew, by SIGHUP or by hand: taken over (ok), or refused while what was served is served on (refused).",
+            &["result"],
+        );
         let blocks_kept = KeptBlocks::new("blockdrop_blocks_kept", "Blocks kept for an image.");
         put(Box::new(blocks_kept.clone()));
         let workers = Workers::new();
@@ -310,6 +340,16 @@ impl Metrics {
             blocks_kept,
             decisions: Decisions::new(put),
             model_ready: gauges("blockdrop_model_ready", "1 where a model is loaded and warm."),
+            model_queue_full: counters(
+                "blockdrop_model_queue_full_total",
+                "Requests refused since as many images of their model waited as may (--max-queue-per-model, --model-limit).",
+                &["model"],
+            ),
+            reloads: ["ok", "refused"].map(|result| reloads.with_label_values(&[result])),
+            models_refused: gauge(
+                "blockdrop_models_refused",
+                "Models whose directory was refused when it was last read: what is served of them is older, or nothing.",
+            ),
             queue_depth: gauge("blockdrop_queue_depth", "Images admitted whose path does not run yet."),
             inflight: gauge("blockdrop_inflight_requests", "Requests being answered."),
             workers,
@@ -357,6 +397,7 @@ impl Metrics {
             shadow_full,
             shadow_dropped: Dropped::ALL.map(dropped),
             ready: self.model_ready.with_label_values(&[name]),
+            queue_full: self.model_queue_full.with_label_values(&[name]),
             started: self.started,
         });
         models.insert(name.to_owned(), Arc::clone(&model));
@@ -366,6 +407,14 @@ impl Metrics {
     /// How far brownout raises the keep thresholds, from 0 to 1.
     pub fn brownout_level(&self) -> Gauge {
         self.decisions.level.clone()
+    }
+
+    /// Says no more that the model called `name` is not ready: there is none of that name. Its counts stay, and go on if
+    /// there is one again.
+    pub fn gone(&self, name: &str) {
+        let mut models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
+        models.remove(name);
+        drop(self.model_ready.remove_label_values(&[name])); // it may never have been there
     }
 
     /// Counts an answered request, over gRPC an answered message. A code that no route answers with is counted as 400,
@@ -378,12 +427,23 @@ impl Metrics {
         self.request_duration.with_label_values(&[protocol]).observe(took.as_secs_f64());
     }
 
+    /// Counts a request that is being answered from now on.
+    pub fn enter(&self) -> Entered {
+        self.inflight.inc();
+        Entered(self.inflight.clone())
+    }
+
     pub fn stage(&self, stage: Stage, took: Duration) {
         self.stages[stage as usize].observe(took.as_secs_f64());
     }
 
     pub fn reject(&self, reason: Rejected) {
         self.rejected[reason as usize].inc();
+    }
+
+    /// Counts a model whose directory was read anew: `ok`, or refused.
+    pub fn reloaded(&self, ok: bool) {
+        self.reloads[usize::from(!ok)].inc();
     }
 
     /// The text format of Prometheus.
@@ -448,6 +508,11 @@ impl ModelMetrics {
     /// Counts a group that ran a path together.
     pub fn batch(&self, images: usize) {
         self.batch_size.observe(images as f64);
+    }
+
+    /// Counts a request that was refused since as many of the model's images waited as may.
+    pub fn queue_full(&self) {
+        self.queue_full.inc();
     }
 
     pub fn set_ready(&self, ready: bool) {

@@ -54,6 +54,15 @@ pub(crate) fn models(name: &str, net: &Net) -> tempfile::TempDir {
     dir
 }
 
+/// Puts a bundle of `net` at `<name>/<version>`, in place of what is there.
+pub(crate) fn put(models: &Path, name: &str, version: u64, net: &Net) {
+    let dir = models.join(name).join(version.to_string());
+    if dir.exists() {
+        std::fs::remove_dir_all(&dir).expect("the directory can be removed");
+    }
+    net.write(&dir).expect("the bundle can be written");
+}
+
 /// Writes a file of frequent masks (a bundle's `paths.json`, or a server's profile).
 pub(crate) fn write_paths(file: &Path, paths: &[(&str, f64)]) {
     let paths: Vec<_> = paths.iter().map(|(mask, share)| serde_json::json!({"mask": mask, "share": share})).collect();

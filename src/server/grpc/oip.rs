@@ -70,7 +70,7 @@ impl GrpcInferenceService for Oip {
         &self,
         request: Request<ServerReadyRequest>,
     ) -> Result<Response<ServerReadyResponse>, Status> {
-        let ready = |service: &Service, _: &_| Ok(ServerReadyResponse { ready: !service.admission.is_stopping() });
+        let ready = |service: &Service, _: &_| Ok(ServerReadyResponse { ready: service.readiness.is_ready() });
         self.told("ServerReady", &request, ready).await
     }
 
@@ -158,7 +158,7 @@ impl GrpcInferenceService for Oip {
         self.told("ModelConfig", &request, |service, asked| {
             let found = find(service, &asked.name, &asked.version)?;
             let oip::ModelConfig { name, platform, backend, max_batch_size, input, output } =
-                oip::ModelConfig::of(&found, service.most_images());
+                oip::ModelConfig::of(&found, service.most_images(&found));
             let data_type = |name: &str| DataType::from_str_name(name).unwrap_or(DataType::TypeInvalid).into();
             let input = input.into_iter().map(|tensor| ModelInput {
                 name: tensor.name.to_owned(),
@@ -269,7 +269,7 @@ async fn infer(service: &Service, call: &Call, message: ModelInferRequest) -> Re
     let wanted = wanted(&outputs)?;
     let request = call.within(parameters.request(service, call.id.as_str().into(), received)?);
     let spec = &request.model.engine.bundle().manifest.input;
-    let images = images(inputs, raw_input_contents, spec, service.most_images())?;
+    let images = images(inputs, raw_input_contents, spec, service.most_images(&request.model))?;
     let model = Arc::clone(&request.model);
     let inferred = Infer { request, images, wanted, top_k }.run(service).await?;
     Ok(written(&model, id, inferred))

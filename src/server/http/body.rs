@@ -14,6 +14,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use utoipa::ToSchema;
 
 use super::json::Object;
+use crate::registry::Model;
 use crate::server::classify::{BODY_UNIT, Service};
 use crate::server::error::{Error, Kind};
 use crate::text::shortened;
@@ -87,17 +88,18 @@ fn failed(error: &axum::Error) -> Error {
 pub(super) const EXPECTED: &str = "an image's bytes, multipart/form-data with parts named image, \
                         or JSON {\"images\":[{\"b64\":\"...\"}]}";
 
-/// The images of a body, in order; one that cannot be taken out is an error of its own.
+/// The images of a body for `model`, in order; one that cannot be taken out is an error of its own.
 ///
 /// # Errors
 /// The body as a whole cannot be understood, or has more images than may be.
 pub(super) async fn images(
     service: &Service,
+    model: &Model,
     headers: &HeaderMap,
     body: &Bytes,
     deadline: Instant,
 ) -> Result<Vec<Result<Bytes, Error>>, Error> {
-    let most = service.most_images();
+    let most = service.most_images(model);
     let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
     match content_type.split(';').next().unwrap_or("").trim().to_ascii_lowercase().as_str() {
         "multipart/form-data" => multipart(content_type, body, most).await,

@@ -68,11 +68,11 @@ pub(super) async fn classify(
     let top_k = parameters.top_k()?.unwrap_or(5);
     let request = parameters.request(&service, id.as_str().into(), received)?;
     // A server that is full says so before it reads a body.
-    service.admit()?;
+    service.admit_to(&request.model)?;
     let (head, content) = http.into_parts();
     let deadline = received + service.limits.time;
     let held = body::read(&service, &head.headers, content, deadline, body::EXPECTED).await?;
-    let images = body::images(&service, &head.headers, &held.bytes, deadline).await?;
+    let images = body::images(&service, &request.model, &head.headers, &held.bytes, deadline).await?;
     let single = images.len() == 1;
     let images = images.into_iter().map(|image| image.map(Image::Encoded)).collect();
     let results = service.classify(&request, images).await?;

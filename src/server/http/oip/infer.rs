@@ -70,7 +70,7 @@ pub(super) async fn infer(
             ));
         }
     }
-    service.admit()?;
+    service.admit_to(&model)?;
     let (head, content) = http.into_parts();
     let json_length = json_length(&head.headers)?;
     let deadline = received + service.limits.time;
@@ -79,7 +79,7 @@ pub(super) async fn infer(
         Asked { id: None, wanted: Wanted::all(false), images: vec![Image::Encoded(held.bytes.clone())] }
     } else {
         let (json, tensors) = split(&held.bytes, json_length)?;
-        let (model, most) = (Arc::clone(&model), service.most_images());
+        let (model, most) = (Arc::clone(&model), service.most_images(&model));
         let read = service.aside(held.bytes.len(), deadline, move || {
             let input = &model.engine.bundle().manifest.input;
             let asked = Asked::read(&json, tensors, input, most, &mut parameters)?;

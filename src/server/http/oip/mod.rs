@@ -110,7 +110,7 @@ struct Ready {
     responses((status = 200, body = Ready), (status = 503, body = Ready))
 )]
 async fn ready(State(service): State<Arc<Service>>) -> Response {
-    let ready = !service.admission.is_stopping();
+    let ready = service.readiness.is_ready();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(Ready { ready })).into_response()
 }
@@ -160,7 +160,7 @@ async fn model_ready(State(service): State<Arc<Service>>, named: Named) -> Resul
 )]
 async fn config(State(service): State<Arc<Service>>, named: Named) -> Result<Json<ModelConfig>, Error> {
     let model = named.get(&service)?;
-    Ok(Json(ModelConfig::of(&model, service.most_images())))
+    Ok(Json(ModelConfig::of(&model, service.most_images(&model))))
 }
 
 #[derive(Serialize, ToSchema)]
