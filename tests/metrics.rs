@@ -23,7 +23,7 @@ fn written() -> tempfile::TempDir {
 }
 
 /// The names and kinds that apply so far.
-const METRICS: [(&str, &str); 41] = [
+const METRICS: [(&str, &str); 44] = [
     ("blockdrop_requests_total", "counter"),
     ("blockdrop_images_total", "counter"),
     ("blockdrop_rejected_total", "counter"),

@@ -105,6 +105,7 @@ fn bundles() -> Done {
         width: 2,
         side: 4,
         classes: 3,
+        traps: false,
     };
     net.write(dir.path())?;
     let manifest = fs::read(dir.path().join("bundle.json"))?;

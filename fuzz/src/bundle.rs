@@ -15,7 +15,16 @@ use crate::{Outcome, Refused, Taken, check_message};
 
 /// A net in few bytes, with both a block that needs no shortcut and one that has one.
 pub(crate) fn net() -> Net {
-    Net { seed: 1, kind: Kind::Basic, shortcut: Shortcut::Pooled, segments: vec![1, 2], width: 2, side: 4, classes: 3 }
+    Net {
+        seed: 1,
+        kind: Kind::Basic,
+        shortcut: Shortcut::Pooled,
+        segments: vec![1, 2],
+        width: 2,
+        side: 4,
+        classes: 3,
+        traps: false,
+    }
 }
 
 const MANIFEST: &str = "bundle.json";

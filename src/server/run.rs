@@ -288,7 +288,7 @@ impl Listener {
             .acceptor(NoDelayAcceptor::new())
             .handle(handle.clone())
             .first_request_timeout(HEAD)
-            .accept_error_handler(tell(address));
+            .accept_error_handler(tell(self.address));
         let builder = server.http_builder();
         builder.http1().timer(hyper_util::rt::TokioTimer::new()).header_read_timeout(HEAD);
         builder.http2().timer(hyper_util::rt::TokioTimer::new()).keep_alive_interval(HEAD).keep_alive_timeout(HEAD);
