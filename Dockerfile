@@ -9,6 +9,7 @@ COPY Cargo.toml Cargo.lock build.rs ./
 COPY proto proto
 COPY samples samples
 COPY src src
+COPY fuzz fuzz
 COPY loadtest loadtest
 COPY testkit testkit
 RUN --mount=type=cache,target=/usr/local/cargo/registry \

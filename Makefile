@@ -8,7 +8,9 @@ PROFILE ?= release
 CARGO_DENY_VERSION := 0.20.2
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/blockdrop
 CARGO_DENY_HOME := $(CACHE)/cargo-deny-$(CARGO_DENY_VERSION)
-SHELL_SCRIPTS := .ci/run scripts/need
+CARGO_FUZZ_VERSION := 0.13.2
+CARGO_FUZZ_HOME := $(CACHE)/cargo-fuzz-$(CARGO_FUZZ_VERSION)
+SHELL_SCRIPTS := .ci/run scripts/fuzz scripts/need
 PYTHON_SCRIPTS := scripts/audit scripts/fetch-onnxruntime scripts/sbom scripts/venv tests/clients/grpcurl
 
 # Tells the product where ONNX Runtime is; pip is what fetches it.
@@ -82,6 +84,13 @@ test: test-scripts ## run all tests: of the product, its page, its clients, its 
 	@$(MAKE) --no-print-directory test-deploy
 	@$(MAKE) --no-print-directory test-clients
 
+.PHONY: chaos
+chaos: ## let clients do everything wrong for longer than the tests do (SECONDS=300, SEED=...)
+	@scripts/need cargo cc python3 $(pip)
+	@$(with_onnxruntime) && set -x && \
+	BLOCKDROP_CHAOS_SECONDS="$(or $(SECONDS),300)" BLOCKDROP_CHAOS_SEED="$(SEED)" \
+	$(CARGO) test --workspace --locked --test chaos -- --nocapture
+
 .PHONY: test-clients
 test-clients: ## run tests with real clients: tritonclient, gRPC, README's
 	@scripts/need cargo cc curl python3:3.11 venv
@@ -116,7 +125,7 @@ lint: ## check formatting, lints, types, licences and sources
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	$(CARGO) fetch --locked
-	$(CARGO_DENY_HOME)/bin/cargo-deny --offline --locked check licenses bans sources
+	$(CARGO_DENY_HOME)/bin/cargo-deny --workspace --offline --locked check licenses bans sources
 	@$(lint_tools) && set -ex && \
 	"$$tools/ruff" check $(PYTHON_SCRIPTS) . && \
 	"$$tools/ruff" format --check $(PYTHON_SCRIPTS) . && \
@@ -149,6 +158,19 @@ $(CARGO_DENY_HOME)/bin/cargo-deny:
 	@scripts/need cargo cc
 	nice -n 19 $(CARGO) install cargo-deny --locked --version $(CARGO_DENY_VERSION) \
 		--root "$(CARGO_DENY_HOME)"
+
+TIME ?= 60
+SANITIZER ?= address
+
+.PHONY: fuzz
+fuzz: ## fuzz every target for TIME seconds each (TARGET=... for one alone, SANITIZER=none without Rust's nightly)
+	@scripts/need cargo c++ $(if $(filter none,$(SANITIZER)),,nightly)
+	@$(MAKE) --no-print-directory "$(CARGO_FUZZ_HOME)/bin/cargo-fuzz"
+	@scripts/fuzz "$(CARGO_FUZZ_HOME)/bin/cargo-fuzz" "$(TIME)" "$(SANITIZER)" $(TARGET)
+
+$(CARGO_FUZZ_HOME)/bin/cargo-fuzz:
+	nice -n 19 $(CARGO) install cargo-fuzz --locked --version $(CARGO_FUZZ_VERSION) \
+		--root "$(CARGO_FUZZ_HOME)"
 
 .PHONY: train-setup
 train-setup: ## make the training's virtual environment

@@ -242,6 +242,17 @@ class Need(unittest.TestCase):
         ):
             self.assertIn(line, done.stderr)
 
+    def test_names_what_a_fuzzer_is_built_with(self):
+        done = self.need("c++", "nightly", path="/nowhere")
+        self.assertEqual(done.returncode, 1)
+        for line in (
+            "c++ (a C++ compiler), Rust's nightly toolchain (for sanitizers; SANITIZER=none does without).\n",
+            "apt-get install build-essential\n",
+            "dnf install gcc-c++\n",
+            "rustup toolchain install nightly --profile minimal\n",
+        ):
+            self.assertIn(line, done.stderr)
+
     def test_an_older_python_than_is_asked_for_is_missing(self):
         here = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         self.assertEqual(self.need("python3:3.9", path=here).returncode, 0)

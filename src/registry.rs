@@ -4,7 +4,9 @@
 //! given, whatever becomes of it meanwhile.
 
 mod disk;
+mod limits;
 mod live;
+mod retired;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,7 +15,9 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 pub use disk::default_bundle;
-pub use live::{Change, ChangeError, Indexed};
+pub use limits::{Bounds, MODEL_LIMIT, ModelFull, ModelLimit, ModelLimits, ModelsLimits, Share};
+pub use live::{Change, ChangeError, Changes, Indexed};
+use tokio::sync::watch;
 
 use crate::bundle::{Bundle, BundleError, Frequent};
 use crate::engine::{Backend, Engine, EngineError, Paths, Provider, Runtime};
@@ -21,7 +25,9 @@ use crate::policy::Costs;
 use crate::scheduler::{self, Pace};
 use crate::telemetry::{Metrics, ModelMetrics, Statistics};
 use crate::text::shortened;
-use live::Retired;
+use limits::BoundsByName;
+use live::Reason;
+use retired::Retired;
 
 /// A loaded model: one version of one name.
 pub struct Model {
@@ -29,7 +35,10 @@ pub struct Model {
     pub version: u64,
     pub engine: Engine,
     pub metrics: Arc<ModelMetrics>,
-    pub statistics: Statistics,
+    /// Of this version, from the first model on that had its place.
+    pub statistics: Arc<Statistics>,
+    /// Of all versions together.
+    pub bounds: Arc<Bounds>,
     /// What its images take.
     pub pace: Pace,
 }
@@ -49,6 +58,10 @@ impl scheduler::Model for Model {
 
     fn statistics(&self) -> &Statistics {
         &self.statistics
+    }
+
+    fn max_batch(&self) -> usize {
+        self.bounds.batch
     }
 
     fn pace(&self) -> &Pace {
@@ -105,6 +118,8 @@ pub struct LoadOptions {
     pub profiles: Option<PathBuf>,
     /// The highest keep threshold under brownout, where there is any.
     pub brownout: Option<f64>,
+    /// What each model may take.
+    pub limits: ModelsLimits,
     /// Set to give up: looked at before each model is made.
     pub give_up: Arc<AtomicBool>,
 }
@@ -115,8 +130,10 @@ pub struct Registry {
     default: Option<String>,
     loader: Loader,
     models: RwLock<BTreeMap<String, Arc<Versions>>>,
+    /// Whether there is a model.
+    any: watch::Sender<bool>,
     /// Why what is in the directory is not loaded, by name.
-    reasons: Mutex<BTreeMap<String, String>>,
+    reasons: Mutex<BTreeMap<String, Reason>>,
     /// Held while models change.
     changing: Arc<tokio::sync::Mutex<()>>,
     retired: Retired,
@@ -158,7 +175,11 @@ impl Registry {
             return Err(errors);
         }
 
-        let loader = Loader { runtime, options: options.clone(), metrics: Arc::clone(metrics) };
+        let bounds = BoundsByName::new(options.limits.clone());
+        for name in bounds.unused(|name| bundles.contains_key(name)) {
+            tracing::warn!(model = name, "--model-limit: there is no model of that name");
+        }
+        let loader = Loader { runtime, options: options.clone(), metrics: Arc::clone(metrics), bounds };
         let mut models = BTreeMap::new();
         for (name, bundles) in bundles {
             match loader.make(&name, bundles, &Versions::new()) {
@@ -178,6 +199,7 @@ impl Registry {
             dir: dir.to_path_buf(),
             default,
             loader,
+            any: watch::Sender::new(!models.is_empty()),
             models: RwLock::new(models),
             reasons: Mutex::default(),
             changing: Arc::default(),
@@ -226,6 +248,11 @@ impl Registry {
         self.models().values().flat_map(|versions| versions.values()).cloned().collect()
     }
 
+    /// Whether any model is loaded, as it is and as it changes.
+    pub fn any(&self) -> watch::Receiver<bool> {
+        self.any.subscribe()
+    }
+
     /// Whether requests that name no model go to the one called `name`, while it is loaded.
     pub fn is_default(&self, name: &str) -> bool {
         self.default.as_deref() == Some(name)
@@ -253,6 +280,7 @@ struct Loader {
     runtime: &'static Runtime,
     options: LoadOptions,
     metrics: Arc<Metrics>,
+    bounds: BoundsByName,
 }
 
 impl Loader {
@@ -313,7 +341,9 @@ impl Loader {
             "model loaded"
         );
         let (name, metrics) = (name.to_owned(), Arc::clone(metrics));
-        Ok(Model { name, version, engine, metrics, statistics: Statistics::default(), pace: Pace::default() })
+        let statistics = before.map(|model| Arc::clone(&model.statistics)).unwrap_or_default();
+        let bounds = self.bounds.of(&name);
+        Ok(Model { name, version, engine, metrics, statistics, bounds, pace: Pace::default() })
     }
 
     /// Waits for frequent paths.

@@ -6,10 +6,11 @@ use std::fs;
 use std::path::Path;
 
 use blockdrop::bundle::onnx::{
-    AttributeProto, GraphProto, ModelProto, SparseTensorProto, StringStringEntryProto, TensorProto,
-    tensor_shape_proto::dimension, type_proto,
+    AttributeProto, GraphProto, ModelProto, OperatorSetIdProto, SparseTensorProto, StringStringEntryProto, TensorProto,
+    ValueInfoProto, tensor_shape_proto::dimension, type_proto,
 };
-use blockdrop::bundle::{Bundle, sha256_hex};
+use blockdrop::bundle::{Bundle, join, sha256_hex};
+use blockdrop::policy::Mask;
 use blockdrop_testkit::{Kind, Net, Shortcut};
 use proptest::prelude::*;
 use prost::Message;
@@ -153,6 +154,11 @@ fn a_graph_that_does_not_fit_is_named() {
     refused(dir.path(), &["blocks/001.onnx: outputs: found none, expected one, 'y'"]);
     let dir = edit(|model| model.opset_import[0].version = Some(16));
     refused(dir.path(), &["blocks/001.onnx: opset: found 16, expected 17"]);
+    let dir = edit(|model| {
+        let again = OperatorSetIdProto { domain: Some("ai.onnx".into()), version: Some(16) };
+        model.opset_import.push(again);
+    });
+    refused(dir.path(), &["blocks/001.onnx: opset: found 17 and 16 of the domain 'ai.onnx', expected one version"]);
     let dir = edit(|model| model.graph.as_mut().unwrap().node.reverse());
     refused(dir.path(), &["blocks/001.onnx: node 'block1.relu'", "not made before it"]);
     let dir = edit(|model| model.graph.as_mut().unwrap().node[0].op_type = Some("Loop".into()));
@@ -210,6 +216,26 @@ fn no_tensor_of_a_graph_names_a_file() {
             &["stem.onnx: data of tensor 'secret': found an external file, expected data inside the graph"],
         );
     }
+}
+
+#[test]
+fn joined_graphs_state_what_their_parts_do() {
+    let dir = written(&Net::tiny(1));
+    // An operator without a shape rule, whose shape is known by the graph's output alone.
+    edit_graph(dir.path(), "blocks/001.onnx", |model| {
+        model.graph.as_mut().unwrap().node.last_mut().unwrap().op_type = Some("ThresholdedRelu".into());
+    });
+    let bundle = Bundle::load(dir.path()).unwrap();
+    let parts = bundle.path(&Mask::full(bundle.blocks.len()));
+    let part = parts.iter().position(|part| part.file.ends_with("blocks/001.onnx")).unwrap();
+    let graph = join(&parts).unwrap().graph.unwrap();
+    let stated = graph.value_info.iter().find(|value| value.name() == format!("{part}/y")).unwrap();
+    assert_eq!(stated.r#type, graph_output(dir.path(), "blocks/001.onnx").r#type);
+}
+
+fn graph_output(dir: &Path, file: &str) -> ValueInfoProto {
+    let model = ModelProto::decode(&*fs::read(dir.join(file)).unwrap()).unwrap();
+    model.graph.unwrap().output.remove(0)
 }
 
 #[test]

@@ -299,7 +299,7 @@ fn wrong_paths_and_budgets_are_named_as_flags() {
 }
 
 /// For each option that is checked: a wrong value, and what the message says was expected.
-const WRONG: [(&str, &str, &str); 22] = [
+const WRONG: [(&str, &str, &str); 25] = [
     ("--http-addr", "localhost", "an IP address and a port"),
     ("--admin-addr", "8081", "an IP address and a port"),
     ("--provider", "gpu", "cpu, cuda or cuda:N"),
@@ -310,6 +310,8 @@ const WRONG: [(&str, &str, &str); 22] = [
     ("--max-queue-per-connection", "0", "from 1 to --max-queue images"),
     ("--serving-nice", "20", "0 to 19"),
     ("--write-timeout", "0s", "a time from 1ms to 1day"),
+    ("--max-queue-per-model", "0", "1 to --max-queue images"),
+    ("--model-limit", "net:queue=0", "NAME:LIMIT=VALUE,..."),
     ("--shadow-rate", "1.5", "a share from 0 to 1"),
     ("--brownout", "1", "a threshold above each model's own and below 1"),
     ("--brownout-wait", "0s", "a time from 1ms to 1min"),
@@ -321,6 +323,7 @@ const WRONG: [(&str, &str, &str); 22] = [
     ("--max-pixels", "0", "a number of pixels from 1"),
     ("--request-timeout", "0s", "a time from 1ms to 1day"),
     ("--drain-timeout", "soon", "a time from 1ms to 1day"),
+    ("--stuck-after", "2days", "a time from 0s to 1day"),
     ("--log-format", "xml", "text or json"),
 ];
 

@@ -5,11 +5,13 @@
 mod common;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use blockdrop_testkit::Net;
 use common::raw::{Raw, head, post};
 use common::server::Server;
 use common::{Ended, blockdrop, contains, models, png, text};
+use rustix::process::Signal;
 use serde_json::Value;
 
 const OF_FILE: &str = "key-of-the-file-0123456789";
@@ -18,6 +20,7 @@ const OF_ENV: &str = "key-of-the-environment-0123456789";
 struct Guarded {
     server: Server,
     grpc: SocketAddr,
+    file: PathBuf,
     _dirs: [tempfile::TempDir; 2],
 }
 
@@ -31,7 +34,7 @@ fn started() -> Guarded {
     server.http = ready["address"].as_str().unwrap().parse().unwrap();
     let grpc = ready["grpc"].as_str().unwrap().parse().unwrap();
     assert_eq!(ready["api_keys"], 2);
-    Guarded { server, grpc, _dirs: [models, keys] }
+    Guarded { server, grpc, file, _dirs: [models, keys] }
 }
 
 impl Guarded {
@@ -130,6 +133,36 @@ async fn calls_need_a_key_too() {
 }
 
 #[tokio::test]
+async fn keys_are_changed_while_the_server_serves() {
+    const NEXT: &str = "key-that-comes-next-0123456789";
+    let mut guarded = started();
+    let let_in = async |guarded: &Guarded, key: &str| {
+        let key = format!("Bearer {key}");
+        let http = guarded.ask("GET", "/v1/models", Some(&key)).await.status() == 200;
+        let grpc = guarded.call("/inference.GRPCInferenceService/ServerMetadata", Some(&key)).await == "0";
+        assert_eq!(http, grpc, "{key}");
+        http
+    };
+    std::fs::write(&guarded.file, format!("{NEXT}\n")).unwrap();
+    guarded.server.signal(Signal::HUP);
+    assert_eq!(guarded.server.logged(|line| line["message"] == "API keys read anew")["api_keys"], 2);
+    assert!(!let_in(&guarded, OF_FILE).await && let_in(&guarded, NEXT).await && let_in(&guarded, OF_ENV).await);
+    // A file that cannot be used lets nobody in, and keeps nobody out.
+    for (broken, part) in [("", "found no key"), ("short\n", "line 1: found a key of 5 characters")] {
+        std::fs::write(&guarded.file, broken).unwrap();
+        guarded.server.signal(Signal::HUP);
+        let said = |line: &Value| line["message"].as_str().is_some_and(|text| text.starts_with("API keys not read"));
+        contains(guarded.server.logged(said)["reason"].as_str().unwrap(), &[part]);
+        assert!(!let_in(&guarded, OF_FILE).await && let_in(&guarded, NEXT).await && let_in(&guarded, OF_ENV).await);
+        refused(guarded.ask("GET", "/v1/models", None).await, "found no API key").await;
+    }
+    guarded.server.signal(Signal::TERM);
+    assert_eq!(guarded.server.ended().code(), Some(0));
+    let log = format!("{:?}", guarded.server.log());
+    assert!(![OF_FILE, OF_ENV, NEXT, "short\n"].iter().any(|key| log.contains(key)), "{log}");
+}
+
+#[tokio::test]
 async fn a_body_is_not_waited_for() {
     let guarded = started();
     let mut raw = Raw::open(guarded.server.http).await.unwrap();
@@ -148,7 +181,7 @@ async fn no_key_is_logged() {
     let wrong = "a-wrong-key-0123456789";
     guarded.ask("POST", "/v1/classify", Some(&format!("Bearer {OF_FILE}"))).await;
     guarded.ask("POST", "/v1/classify", Some(&format!("Bearer {wrong}"))).await;
-    guarded.server.signal(rustix::process::Signal::TERM);
+    guarded.server.signal(Signal::TERM);
     assert_eq!(guarded.server.ended().code(), Some(0));
     let log = format!("{:?}", guarded.server.log());
     assert!(![OF_FILE, OF_ENV, wrong].iter().any(|key| log.contains(key)), "{log}");

@@ -23,7 +23,7 @@ fn written() -> tempfile::TempDir {
 }
 
 /// The names and kinds that apply so far.
-const METRICS: [(&str, &str); 41] = [
+const METRICS: [(&str, &str); 47] = [
     ("blockdrop_requests_total", "counter"),
     ("blockdrop_images_total", "counter"),
     ("blockdrop_rejected_total", "counter"),
@@ -47,6 +47,9 @@ const METRICS: [(&str, &str); 41] = [
     ("blockdrop_connections_closed_total", "counter"),
     ("blockdrop_inflight_requests", "gauge"),
     ("blockdrop_model_ready", "gauge"),
+    ("blockdrop_model_queue_full_total", "counter"),
+    ("blockdrop_model_reloads_total", "counter"),
+    ("blockdrop_models_refused", "gauge"),
     ("blockdrop_path_cache_bytes", "gauge"),
     ("blockdrop_path_cache_evictions_total", "counter"),
     ("blockdrop_path_cache_failures_total", "counter"),
@@ -57,6 +60,9 @@ const METRICS: [(&str, &str); 41] = [
     ("blockdrop_shadow_full_seconds_total", "counter"),
     ("blockdrop_shadow_path_seconds_total", "counter"),
     ("blockdrop_shadow_runs_total", "counter"),
+    ("blockdrop_worker_busy_seconds", "gauge"),
+    ("blockdrop_worker_panics_total", "counter"),
+    ("blockdrop_workers", "gauge"),
     ("blockdrop_build_info", "gauge"),
     // The standard ones of a process, where the system has them.
     ("process_cpu_seconds_total", "counter"),
@@ -81,10 +87,11 @@ fn metric_of(series: &str) -> &str {
 }
 
 /// Why requests are turned away and images given up.
-const REASONS: [&str; 8] = [
+const REASONS: [&str; 9] = [
     "unauthenticated",
     "queue_full",
     "connection_full",
+    "model_queue_full",
     "too_late",
     "memory",
     "shutting_down",
@@ -98,7 +105,7 @@ fn of_model(name: &str, blocks: usize) -> Vec<String> {
     let paths = ["hits", "misses", "evictions", "failures"].map(|what| format!("path_cache_{what}_total"));
     let shadow = ["runs", "agree", "path_seconds", "full_seconds"].map(|what| format!("shadow_{what}_total"));
     let own = ["images", "blocks_kept", "blocks_dropped"].map(|what| format!("policy_{what}_total"));
-    let plain = ["images_total", "brownout_images_total"]
+    let plain = ["images_total", "brownout_images_total", "model_queue_full_total"]
         .into_iter()
         .chain(own.iter().map(String::as_str))
         .chain(flops)
@@ -160,6 +167,8 @@ async fn every_series_is_there_at_zero_before_the_first_request() {
     expected.push("blockdrop_request_duration_seconds_count{protocol=\"http\"}".into());
     let gauges = ["blockdrop_queue_depth", "blockdrop_inflight_requests", "blockdrop_brownout_level"];
     expected.extend(gauges.map(String::from));
+    expected.extend(["ok", "refused"].map(|result| format!("blockdrop_model_reloads_total{{result=\"{result}\"}}")));
+    expected.push("blockdrop_models_refused".into());
     for series in &expected {
         assert_eq!(found.of(series), 0.0, "{series}");
     }
@@ -167,7 +176,9 @@ async fn every_series_is_there_at_zero_before_the_first_request() {
     for (series, value) in &found.values {
         let says_so = ["blockdrop_model_ready", "blockdrop_build_info"].contains(&metric_of(series))
             || series == "blockdrop_connections{listener=\"admin\"}";
-        if metric_of(series) == "blockdrop_path_cache_bytes" {
+        if series == "blockdrop_workers" {
+            assert_eq!(*value, 2.0);
+        } else if metric_of(series) == "blockdrop_path_cache_bytes" {
             assert!(*value > 0.0, "the full net is compiled at the start: {series}");
         } else if metric_of(series) == "blockdrop_queue_limit" {
             assert_eq!(*value, 256.0, "the default of --max-queue");

@@ -4,7 +4,6 @@
 
 mod common;
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -13,19 +12,10 @@ use blockdrop_testkit::Net;
 use common::raw::{Raw, post};
 use common::reference::Reference;
 use common::server::{Series, Server, answered, parts};
-use common::{contains, heavy, models, picture, png, write_paths};
+use common::{contains, heavy, models, picture, png, put, write_paths};
 use image::ImageFormat;
 use rustix::process::Signal;
 use serde_json::{Value, json};
-
-/// Puts a bundle of `net` at `<name>/<version>`, in place of what is there.
-fn put(models: &Path, name: &str, version: u64, net: &Net) {
-    let dir = models.join(name).join(version.to_string());
-    if dir.exists() {
-        std::fs::remove_dir_all(&dir).unwrap();
-    }
-    net.write(&dir).unwrap();
-}
 
 /// `change` is `load` or `unload`.
 async fn ask(server: &Server, name: &str, change: &str) -> reqwest::Response {
@@ -242,6 +232,24 @@ async fn an_unloaded_model_is_gone_until_it_is_loaded() {
     assert_eq!(answered(server.get("/v1/models").await).await, json!({"models": []}));
     server.signal(Signal::TERM);
     assert_eq!(server.ended().code(), Some(0), "a server without models ends well");
+}
+
+/// What a version has done goes on being counted in what takes its place.
+#[tokio::test]
+async fn statistics_outlive_a_reload() {
+    let dir = models("net", &Net::tiny(5));
+    let server = Server::start(dir.path(), &[]);
+    let requests = async || {
+        let found = answered(server.get("/v2/models/net/stats").await).await;
+        let of = &found["model_stats"][0];
+        (of["inference_count"].clone(), of["inference_stats"]["success"]["count"].clone())
+    };
+    server.classify("", png(1)).await;
+    assert_eq!(requests().await, (json!(1), json!(1)));
+    put(dir.path(), "net", 1, &Net::tiny(6));
+    assert_eq!(changed(&server, "net", "load").await["loaded"], json!(["1"]));
+    server.classify("", png(1)).await;
+    assert_eq!(requests().await, (json!(2), json!(2)));
 }
 
 #[tokio::test]

@@ -1,117 +1,29 @@
-//! SIGTERM and SIGINT: what was accepted is answered, what comes later is told to go elsewhere, and the drain ends.
+//! SIGTERM and SIGINT: what was accepted is answered however slowly its client is, what comes later is told to go elsewhere,
+//! and the drain ends. Under load see terminations.rs.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use base64::prelude::{BASE64_STANDARD, Engine};
+use blockdrop::proto::v1::ClassifyRequest;
+use blockdrop::proto::v1::classifier_client::ClassifierClient;
+
 use blockdrop_testkit::Net;
-use common::raw::{Came, Raw, ask, post};
+use common::raw::{Raw, ask, head, post};
 use common::reference::Reference;
 use common::server::{Series, Server, answered, parts};
-use common::{heavy, models, picture, png, run};
+use common::{PATIENCE, contains, heavy, models, picture, png, run};
+use futures_util::stream;
 use image::ImageFormat;
+use prost::Message;
 use rustix::process::Signal;
 use serde_json::Value;
-
-/// What a client saw of its requests: those that were answered, by id, and how many were not.
-#[derive(Default)]
-struct Seen {
-    answers: BTreeMap<String, u16>,
-    /// The connection was refused, or ended before an answer began.
-    turned_away: usize,
-}
-
-/// Sends request after request, over connections that it keeps or over a new one for each, until it is turned away.
-async fn client(address: SocketAddr, number: usize, keep: bool, served: Arc<AtomicUsize>) -> Seen {
-    let mut seen = Seen::default();
-    let mut kept = None;
-    for sent in 0.. {
-        let id = format!("{number}-{sent}");
-        let mut raw = match kept.take() {
-            Some(raw) => raw,
-            None => match Raw::open(address).await {
-                Ok(raw) => raw,
-                Err(_) => break,
-            },
-        };
-        let query = ["", "?path=full", "?path=first_k:3"][sent % 3];
-        raw.send(post(query, &format!("x-request-id: {id}\r\n"), &png(sent as u64))).await;
-        let whole = match raw.answer().await {
-            Came::Whole(whole) => whole,
-            Came::Nothing => break,
-            Came::Part(part) => panic!("{id} has part of an answer: {}", String::from_utf8_lossy(&part)),
-        };
-        assert_eq!(whole.header("x-request-id"), Some(id.as_str()), "an answer to what was asked");
-        seen.answers.insert(id, whole.status);
-        match whole.status {
-            200 => {
-                assert_eq!(whole.json()["results"].as_array().unwrap().len(), 1);
-                served.fetch_add(1, Ordering::Relaxed);
-            }
-            503 => {
-                assert_eq!(whole.json()["code"], "shutting_down");
-                assert_eq!((whole.header("retry-after"), whole.header("connection")), (Some("1"), Some("close")));
-                return seen;
-            }
-            status => panic!("{status}: {whole:?}"),
-        }
-        if keep && whole.header("connection") != Some("close") {
-            kept = Some(raw);
-        }
-    }
-    seen.turned_away = 1;
-    seen
-}
-
-/// A dozen times, with twelve clients each: every request that the server took has its whole answer. Those it took are
-/// known from its log.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_accepted_request_is_lost() {
-    let models = models("net", &Net::tiny(5));
-    let (mut served, mut refused, mut turned_away) = (0, 0, 0);
-    for round in 0..12 {
-        let env = [("RUST_LOG", "blockdrop=debug")];
-        let mut server = Server::start_with(models.path(), &[], &env);
-        let answered = Arc::new(AtomicUsize::new(0));
-        let clients: Vec<_> = (0..12)
-            .map(|number| tokio::spawn(client(server.http, number, number % 2 == 0, Arc::clone(&answered))))
-            .collect();
-        while answered.load(Ordering::Relaxed) < 20 + 7 * round {
-            tokio::time::sleep(Duration::from_micros(100)).await;
-        }
-        server.signal(if round % 2 == 0 { Signal::TERM } else { Signal::INT });
-        let mut answers = BTreeMap::new();
-        for client in clients {
-            let seen = client.await.unwrap();
-            turned_away += seen.turned_away;
-            answers.extend(seen.answers);
-        }
-        let status = tokio::task::block_in_place(|| server.ended());
-        assert_eq!(status.code(), Some(0), "round {round}");
-
-        let taken = taken(&server.log());
-        assert_eq!(taken, answers, "round {round}: requests taken, and requests answered");
-        served += answers.values().filter(|status| **status == 200).count();
-        refused += answers.values().filter(|status| **status == 503).count();
-    }
-    assert!(served >= 12 * 20 && turned_away + refused == 12 * 12, "{served}, {refused}, {turned_away}");
-}
-
-/// The requests that the server logged, with the status that it answered.
-fn taken(log: &[Value]) -> BTreeMap<String, u16> {
-    let requests = log.iter().filter(|line| line["message"] == "close" && line["span"]["name"] == "request");
-    let taken = requests.map(|line| {
-        let span = &line["span"];
-        (span["request_id"].as_str().unwrap().to_owned(), span["status"].as_u64().unwrap_or(0) as u16)
-    });
-    taken.collect()
-}
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 /// A server that one request of several images keeps busy.
 struct Draining {
@@ -233,4 +145,144 @@ async fn shadows_do_not_hold_up_the_end() {
     let log = server.log();
     let stopped = log.iter().find(|line| line["message"] == "stopped").unwrap();
     assert!(stopped["seconds"].as_f64().unwrap() < 20.0, "at most one side was waited for: {stopped}");
+}
+
+/// A server that is told to stop while half of a request's body has arrived, and waits for the rest.
+struct Waiting {
+    server: Server,
+    half: Raw,
+    rest: Vec<u8>,
+}
+
+impl Waiting {
+    async fn start(models: &tempfile::TempDir) -> Self {
+        let server = Server::start(models.path(), &[]);
+        let image = png(1);
+        let (first, rest) = image.split_at(image.len() / 2);
+        let mut half = Raw::open(server.http).await.unwrap();
+        half.send([head("", &format!("content-length: {}\r\n", image.len())), first.to_vec()].concat()).await;
+        server.until(|series| series.of("blockdrop_inflight_requests") == 1.0).await;
+        Self { half, rest: rest.to_vec(), server }
+    }
+
+    async fn stop(&self) {
+        self.server.signal(Signal::TERM);
+        while self.server.get_admin("/readyz").await.status() == 200 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// The rest of the body comes, and is answered; nothing else keeps the server.
+    async fn end(mut self) {
+        self.half.send(&self.rest).await;
+        assert_eq!(self.half.answer().await.whole().status, 200);
+        assert_eq!(tokio::task::block_in_place(|| self.server.ended()).code(), Some(0));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_whose_body_arrives_slowly_is_answered() {
+    let models = models("net", &Net::tiny(5));
+    let waiting = Waiting::start(&models).await;
+    // A call, too, is accepted by its head.
+    let message = ClassifyRequest { image: png(2).into(), ..ClassifyRequest::default() }.encode_to_vec();
+    let framed = [&[0][..], &(message.len() as u32).to_be_bytes(), &message].concat();
+    let (sender, mut pieces) = tokio::sync::mpsc::unbounded_channel::<Result<Vec<u8>, std::io::Error>>();
+    let client = reqwest::Client::builder().http2_prior_knowledge().timeout(PATIENCE).build().unwrap();
+    let url = format!("http://{}/blockdrop.v1.Classifier/Classify", waiting.server.grpc);
+    let body = reqwest::Body::wrap_stream(stream::poll_fn(move |context| pieces.poll_recv(context)));
+    let call = client.post(url).header("content-type", "application/grpc").header("te", "trailers").body(body).send();
+    let call = tokio::spawn(call);
+    sender.send(Ok(framed[..20].to_vec())).unwrap();
+    waiting.server.until(|series| series.of("blockdrop_inflight_requests") == 2.0).await;
+    waiting.stop().await;
+    sender.send(Ok(framed[20..].to_vec())).unwrap();
+    drop(sender);
+    let answer = call.await.unwrap().unwrap();
+    assert_eq!(answer.headers().get("grpc-status"), None, "what is answered has its status after the answer");
+    assert!(answer.bytes().await.unwrap().len() > 5);
+    waiting.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_whose_message_never_comes_ends() {
+    let models = models("net", &Net::tiny(5));
+    let mut server = Server::start(models.path(), &["--request-timeout", "1s", "--drain-timeout", "1h"]);
+    let client = reqwest::Client::builder().http2_prior_knowledge().timeout(PATIENCE).build().unwrap();
+    let url = format!("http://{}/blockdrop.v1.Classifier/Classify", server.grpc);
+    let body = reqwest::Body::wrap_stream(stream::pending::<Result<Vec<u8>, std::io::Error>>());
+    let call = tokio::spawn(client.post(url).header("content-type", "application/grpc").body(body).send());
+    server.until(|series| series.of("blockdrop_inflight_requests") == 1.0).await;
+    server.signal(Signal::TERM);
+    let answer = call.await.unwrap().unwrap();
+    assert_eq!(answer.headers()["grpc-status"], "4");
+    contains(answer.headers()["grpc-message"].to_str().unwrap(), &["did%20not%20arrive%20in%20time"]);
+    assert_eq!(tokio::task::block_in_place(|| server.ended()).code(), Some(0));
+}
+
+/// The answer is far larger than what the system holds of it while its client does not read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_reader_gets_the_whole_answer() {
+    let models = models("net", &Net { classes: 1000, ..Net::tiny(5) });
+    let mut server = Server::start(models.path(), &[]);
+    let images: Vec<Value> =
+        (0..64).map(|seed| serde_json::json!({"b64": BASE64_STANDARD.encode(png(seed))})).collect();
+    let body = serde_json::json!({"images": images}).to_string();
+    let mut slow = Raw::narrow(server.http).await;
+    slow.send(post("?top_k=1000", "content-type: application/json\r\n", body.as_bytes())).await;
+    let done = |series: &Series| series.code(200) == 1.0 && series.of("blockdrop_inflight_requests") == 0.0;
+    server.until(done).await;
+    server.signal(Signal::TERM);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let whole = slow.answer().await.whole();
+    assert_eq!(whole.json()["results"].as_array().unwrap().len(), 64);
+    assert_eq!(tokio::task::block_in_place(|| server.ended()).code(), Some(0));
+    assert!(!server.log().iter().any(|line| line["message"] == "connections are cut off"));
+}
+
+/// Clients of gRPC keep their connections for good: they are told at once to make new ones, which may go elsewhere.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn grpc_connections_are_told_to_end() {
+    let models = models("net", &Net::tiny(5));
+    let waiting = Waiting::start(&models).await;
+    let mut open = Frames::open(waiting.server.grpc).await;
+    waiting.stop().await;
+    while open.next().await.expect("the connection did not end without a word") != GOAWAY {}
+    drop(open);
+    let channel = tonic::transport::Endpoint::new(format!("http://{}", waiting.server.grpc)).unwrap();
+    let mut late = ClassifierClient::new(channel.connect().await.unwrap());
+    let refused = late.classify(ClassifyRequest { image: png(2).into(), ..ClassifyRequest::default() }).await;
+    let refused = refused.expect_err("the server is stopping");
+    assert_eq!(refused.code(), tonic::Code::Unavailable, "{refused:?}");
+    assert_eq!(refused.metadata().get("blockdrop-code").unwrap(), "shutting_down");
+    waiting.end().await;
+}
+
+/// A connection of HTTP/2 that asks for nothing.
+struct Frames(TcpStream);
+
+const GOAWAY: u8 = 7;
+
+impl Frames {
+    async fn open(address: SocketAddr) -> Self {
+        const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+        stream.write_all(&SETTINGS).await.unwrap();
+        let mut frames = Self(stream);
+        assert_eq!(frames.next().await, Some(SETTINGS[3]), "the server's own");
+        frames
+    }
+
+    /// The type of the next frame, if the connection does not end.
+    async fn next(&mut self) -> Option<u8> {
+        let mut head = [0; 9];
+        let read = async {
+            self.0.read_exact(&mut head).await.ok()?;
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+            self.0.read_exact(&mut vec![0; length as usize]).await.ok()?;
+            Some(head[3])
+        };
+        tokio::time::timeout(PATIENCE, read).await.expect("a frame, or the end of the connection")
+    }
 }

@@ -1,5 +1,6 @@
 //! One ONNX file of a bundle: read, hashed, its border and its shapes checked, its FLOPs counted.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use prost::Message;
@@ -44,10 +45,17 @@ impl Graph {
             BundleError::mismatch(file, what, found, expected)
         };
 
-        let imported = model.opset_import.iter().find(|import| matches!(import.domain(), "" | "ai.onnx"));
-        match imported.map(|import| import.version()) {
-            Some(version) if version == opset => {}
-            Some(version) => return Err(wrong("opset", &version, &opset)),
+        let mut opsets = HashMap::new();
+        for import in &model.opset_import {
+            let version = *opsets.entry(import.operators()).or_insert(import.version());
+            if version != import.version() {
+                let found = format!("{version} and {} of the domain '{}'", import.version(), import.domain());
+                return Err(wrong("opset", &found, &"one version of each domain"));
+            }
+        }
+        match opsets.get("") {
+            Some(&version) if version == opset => {}
+            Some(version) => return Err(wrong("opset", version, &opset)),
             None => return Err(wrong("opset", &"none", &opset)),
         }
         if !model.functions.is_empty() {

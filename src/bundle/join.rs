@@ -45,7 +45,7 @@ pub fn join(parts: &[&Graph]) -> Result<ModelProto, JoinError> {
     for (index, part) in parts.iter().enumerate() {
         ir_version = ir_version.max(part.model.ir_version());
         for import in &part.model.opset_import {
-            let domain = if import.domain() == "ai.onnx" { "" } else { import.domain() };
+            let domain = import.operators();
             let other = *opsets.entry(domain.to_owned()).or_insert(import.version());
             if other != import.version() {
                 let domain = if domain.is_empty() { "ai.onnx" } else { domain }.to_owned();
@@ -58,14 +58,18 @@ pub fn join(parts: &[&Graph]) -> Result<ModelProto, JoinError> {
             carried: carried.clone(),
             prefix: format!("{index}/"),
         };
-        carried = names.of(only(&graph.output).name());
+        let output = only(&graph.output);
+        carried = names.of(output.name());
         joined.node.extend(graph.node.iter().map(|node| names.node(node)));
         joined.initializer.extend(graph.initializer.iter().map(|tensor| {
             let mut tensor = tensor.clone();
             tensor.name = Some(names.of(tensor.name()));
             tensor
         }));
-        joined.value_info.extend(graph.value_info.iter().map(|value| names.value(value)));
+        // The output is one value among others now, of which the part states the shape all the same.
+        let unstated = graph.value_info.iter().all(|value| value.name() != output.name());
+        let values = graph.value_info.iter().chain(unstated.then_some(&output));
+        joined.value_info.extend(values.map(|value| names.value(value)));
         joined.quantization_annotation.extend(graph.quantization_annotation.iter().map(|annotation| {
             let mut annotation = annotation.clone();
             annotation.tensor_name = Some(names.of(annotation.tensor_name()));

@@ -7,6 +7,9 @@
 
 mod error;
 mod frequent;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod graph;
 mod join;
 mod manifest;

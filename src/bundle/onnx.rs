@@ -54,6 +54,16 @@ impl NodeProto {
     }
 }
 
+impl OperatorSetIdProto {
+    /// The domain of the operators; empty for ONNX's own, by either of its names.
+    pub fn operators(&self) -> &str {
+        match self.domain() {
+            "ai.onnx" => "",
+            domain => domain,
+        }
+    }
+}
+
 impl TensorProto {
     /// The values of an integer tensor; `None` for any other element type or a length that does not divide.
     pub fn integers(&self) -> Option<Vec<i64>> {

@@ -4,7 +4,7 @@
 //! (`Conv`, `Gemm`, `MatMul`). Operators without a rule here may still be used where the graph declares the shapes
 //! they make (`value_info`), unless they would do work that goes uncounted.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::onnx::{AttributeProto, GraphProto, NodeProto, TensorShapeProto, tensor_shape_proto::dimension, type_proto};
 
@@ -42,10 +42,23 @@ const UNCOUNTED: [&str; 11] = [
 /// Computes the shape of every value of `graph` for an input of `shape` (batch first) and the FLOPs of the whole.
 pub(super) fn infer(graph: &GraphProto, opset: i64, input: &str, shape: Shape) -> Result<Inferred, Problem> {
     let mut known = Known { graph, opset, batch: shape[0], shapes: HashMap::new(), integers: HashMap::new() };
+    let mut made = HashSet::from([input]);
+    let twice = |at: String| Problem {
+        at,
+        found: "a name that another value has".to_owned(),
+        expected: "each value made once".to_owned(),
+    };
     for tensor in &graph.initializer {
+        let at = format!("initializer '{}'", tensor.name());
+        if tensor.name().is_empty() {
+            return Err(Problem { at, found: "no name".to_owned(), expected: "one by which it is used".to_owned() });
+        }
+        if !made.insert(tensor.name()) {
+            return Err(twice(at));
+        }
         let dims = tensor.dims.iter().map(|&dim| u64::try_from(dim)).collect::<Result<_, _>>();
         let dims = dims.map_err(|_| Problem {
-            at: format!("initializer '{}'", tensor.name()),
+            at,
             found: format!("shape {:?}", tensor.dims),
             expected: "no negative size".to_owned(),
         })?;
@@ -63,6 +76,13 @@ pub(super) fn infer(graph: &GraphProto, opset: i64, input: &str, shape: Shape) -
             found: wrong.found,
             expected: wrong.expected,
         };
+        // A rule looks at what it needs alone.
+        if let Some(name) = node.input.iter().find(|name| !name.is_empty() && !made.contains(name.as_str())) {
+            return Err(at(Wrong::unmade(name)));
+        }
+        if let Some(name) = node.output.iter().find(|name| !name.is_empty() && !made.insert(name)) {
+            return Err(twice(format!("node '{}' ({}): its output '{name}'", node.name(), node.op_type())));
+        }
         let (outputs, work) = known.node(node).map_err(at)?;
         flops = flops.checked_add(work).ok_or_else(|| at(Wrong::overflow()))?;
         for (name, shape) in node.output.iter().zip(outputs) {
@@ -84,6 +104,10 @@ struct Wrong {
 impl Wrong {
     fn new(found: impl Into<String>, expected: impl Into<String>) -> Self {
         Self { found: found.into(), expected: expected.into() }
+    }
+
+    fn unmade(name: &str) -> Self {
+        Self::new(format!("input '{name}' not made before it"), "nodes in running order, all inputs known")
     }
 
     fn overflow() -> Self {
@@ -189,9 +213,7 @@ impl Known<'_> {
     fn input(&self, node: &NodeProto, index: usize) -> Result<&Shape, Wrong> {
         let name =
             node.input_at(index).ok_or_else(|| Wrong::new(format!("no input {index}"), "the operator's inputs"))?;
-        self.shapes.get(name).ok_or_else(|| {
-            Wrong::new(format!("input '{name}' not made before it"), "nodes in running order, all inputs known")
-        })
+        self.shapes.get(name).ok_or_else(|| Wrong::unmade(name))
     }
 
     /// The values of an integer input that has to be constant.

@@ -97,8 +97,12 @@ fn judged(answer: &str, live: bool) -> anyhow::Result<&'static str> {
     match (code, live) {
         ("200", true) if said["live"] == true => Ok("alive"),
         ("200", false) if said["ready"] == true => Ok("ready"),
-        ("503", false) if said["ready"] == false => {
-            bail!("not ready: it is {}", said["state"].as_str().unwrap_or("in no known state"))
+        ("503", false) if said["ready"] == false => match said["state"].as_str() {
+            Some("no_model") => bail!("not ready: it has no model"),
+            state => bail!("not ready: it is {}", state.unwrap_or("in no known state")),
+        },
+        ("503", true) if said["live"] == false => {
+            bail!("not alive: a worker has been at one batch for {:.0} s", said["busy_seconds"].as_f64().unwrap_or(0.0))
         }
         _ => bail!("found status {code}, expected 200 of a blockdrop server"),
     }
@@ -129,6 +133,10 @@ mod tests {
         assert_eq!(said(&answer("200 OK", r#"{"live":true}"#), true), Ok("alive"));
         let starting = answer("503 Service Unavailable", r#"{"ready":false,"state":"starting"}"#);
         assert_eq!(said(&starting, false), Err("not ready: it is starting".to_owned()));
+        let stuck = answer("503 Service Unavailable", r#"{"live":false,"busy_seconds":91.4}"#);
+        assert_eq!(said(&stuck, true), Err("not alive: a worker has been at one batch for 91 s".to_owned()));
+        let empty = answer("503 Service Unavailable", r#"{"ready":false,"state":"no_model"}"#);
+        assert_eq!(said(&empty, false), Err("not ready: it has no model".to_owned()));
         for other in [answer("200 OK", "hello"), answer("404 Not Found", ""), "SSH-2.0-x\r\n".into(), String::new()] {
             assert!(said(&other, false).is_err() && said(&other, true).is_err(), "{other}");
         }

@@ -10,6 +10,7 @@ mod inspect;
 mod memory;
 mod options;
 mod progress;
+mod room;
 mod serve;
 mod table;
 

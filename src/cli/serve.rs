@@ -1,20 +1,27 @@
 //! `blockdrop serve`
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context;
+use blockdrop::registry::{MODEL_LIMIT, ModelLimit, ModelsLimits};
 use blockdrop::server::http::{MOST_IMAGES, Origins};
 use blockdrop::server::{KEYS_VARIABLE, Keys, Limits, ServeError, Settings, serve};
 use clap::Args;
+use futures_util::{Stream, stream};
+use signal_hook::consts::SIGXFSZ;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::checked::{Checked, Problems};
 use super::connections::Connections;
 use super::memory;
 use super::options::RunOn;
-use super::{Failure, Usage};
+use super::{Failure, Usage, room};
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -41,7 +48,7 @@ pub(crate) struct Options {
     #[arg(long, env = "BLOCKDROP_CORS_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
     cors_origin: Vec<String>,
 
-    /// Directory of models, <name>/<version>/bundle.json.
+    /// Directory of models, <name>/<version>/bundle.json. SIGHUP reads it anew, and the file of API keys.
     #[arg(long, env = "BLOCKDROP_MODELS", default_value = "models")]
     models: PathBuf,
 
@@ -67,6 +74,17 @@ pub(crate) struct Options {
     /// cores for, running what was accepted then goes before refusing the rest. On Linux.
     #[arg(long, env = "BLOCKDROP_SERVING_NICE", default_value = "0")]
     serving_nice: Checked<u8>,
+
+    /// Images of one model that may wait, all its versions together; beyond it requests for that model are refused with 503
+    /// at once [default: --max-queue].
+    #[arg(long, env = "BLOCKDROP_MAX_QUEUE_PER_MODEL")]
+    max_queue_per_model: Option<Checked<usize>>,
+
+    /// Limits of one model, such as NAME:queue=64,batch=4,timeout=2s: images of it that may wait (in place of
+    /// --max-queue-per-model), that a worker runs at a time (below --max-batch), and time for a request (below
+    /// --request-timeout). For several models several times, or separated by spaces.
+    #[arg(long, env = "BLOCKDROP_MODEL_LIMIT", value_name = "NAME:LIMITS", value_delimiter = ' ')]
+    model_limit: Vec<Checked<ModelLimit>>,
 
     /// Share of the images that the policy chooses a path for, from 0 to 1, that run again after their answers: alone, by
     /// policy and path and by the full net, to measure what skipping saves by the clock (blockdrop_shadow_* in /metrics). A
@@ -125,16 +143,29 @@ pub(crate) struct Options {
     /// Time for accepted requests to be answered after SIGTERM or SIGINT.
     #[arg(long, env = "BLOCKDROP_DRAIN_TIMEOUT", default_value = "25s")]
     drain_timeout: Checked<humantime::Duration>,
+
+    /// Time that a worker may be at one batch before it is taken for stuck: /livez answers 503 then, for an orchestrator to
+    /// start the server again. However long the queue is, it counts for nothing here. 0s for never [default: six times
+    /// --request-timeout, at least 1min].
+    #[arg(long, env = "BLOCKDROP_STUCK_AFTER")]
+    stuck_after: Option<Checked<humantime::Duration>>,
 }
 
 pub(crate) fn run(options: Options, problems: Problems) -> Result<(), Failure> {
     let settings = options.check(problems)?;
-    let runtime = serving(settings.serving_nice)?;
+    // A file that may not grow is an error of that file, and not the end.
+    signal_hook::flag::register(SIGXFSZ, Arc::default())?;
+    // Of threads: for connections and for decoding as many each as there are cores, the workers, and some to load. Of
+    // files: what a server without a client has open, about twice.
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    room::for_threads(2 * cores + settings.workers + 4)?;
+    room::for_files(40)?;
+    let runtime = serving(settings.serving_nice).context("the operating system refuses what the server needs")?;
     let result = runtime.block_on(async {
-        let stop = stop_signal()?;
-        serve(settings, stop).await
+        let (stop, again) = (stop_signal()?, hangups()?);
+        serve(settings, stop, again).await
     });
-    if let Err(error @ (ServeError::Unanswered(_) | ServeError::Running)) = &result {
+    if let Err(error @ (ServeError::Unanswered(_) | ServeError::Running | ServeError::Lost)) = &result {
         super::report(&[error.to_string()], 1);
         exit_at_once(1);
     }
@@ -171,6 +202,12 @@ fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
             exit_at_once(130);
         });
     })
+}
+
+/// An item for each SIGHUP; for several that come while one is worked on, one.
+fn hangups() -> std::io::Result<impl Stream<Item = ()> + Send + 'static> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    Ok(stream::poll_fn(move |context| hangup.poll_recv(context)))
 }
 
 /// Ends the process without its exit handlers: they would take ONNX Runtime away from workers that still run.
@@ -210,6 +247,24 @@ impl Options {
             problems.take("--max-batch", "1 to 512 images", self.max_batch, |images| (1..=512).contains(images));
         let max_queue = problems
             .take("--max-queue", "1 to 1000000 images", self.max_queue, |images| (1..=1_000_000).contains(images));
+        let per_model = match self.max_queue_per_model {
+            None => Some(None),
+            Some(images) => problems
+                .take("--max-queue-per-model", "1 to --max-queue images", images, |images| {
+                    *images > 0 && max_queue.is_none_or(|most| *images <= most)
+                })
+                .map(Some),
+        };
+        let mut named = BTreeMap::new();
+        for limit in self.model_limit {
+            let Some(ModelLimit { name, limits }) = problems.take("--model-limit", MODEL_LIMIT, limit, |_| true) else {
+                continue;
+            };
+            if named.contains_key(&name) {
+                problems.note(&format!("--model-limit: found model '{name}' twice, expected each model once"));
+            }
+            named.insert(name, limits);
+        }
         let connections = self.connections.check(max_queue, &mut problems);
         let nice = problems.take("--serving-nice", "0 to 19", self.serving_nice, |nice| *nice <= 19);
         let shadow_rate =
@@ -243,6 +298,12 @@ impl Options {
         let at_most_a_day = |time: &humantime::Duration| **time <= Duration::from_secs(86_400);
         let warm_up = problems.take("--warm-up", "a time from 0s to 1day such as 500ms", self.warm_up, at_most_a_day);
         let drain = problems.take("--drain-timeout", TIME, self.drain_timeout, fits);
+        let stuck = match self.stuck_after {
+            None => time.map(|time| 6 * (*time).max(Duration::from_secs(10))),
+            Some(after) => problems
+                .take("--stuck-after", "a time from 0s to 1day such as 5min", after, at_most_a_day)
+                .map(|after| *after),
+        };
 
         let settings = || {
             let (running, connections) = (running?, connections?);
@@ -261,6 +322,7 @@ impl Options {
                 max_connections: connections.connections,
                 write_timeout: connections.write_timeout,
                 serving_nice: nice?,
+                models_limits: ModelsLimits { named, queue: per_model? },
                 shadow_rate: shadow_rate?,
                 brownout: brownout.flatten(),
                 brownout_wait: *brownout_wait?,
@@ -269,6 +331,7 @@ impl Options {
                 profiles: self.profile_dir,
                 limits: Limits { body: body?, bodies: bodies?, pixels: pixels?, images: max_images?, time: *time? },
                 drain: *drain?,
+                stuck: Some(stuck?).filter(|after| !after.is_zero()),
                 keys: keys.ok()?,
                 origins: origins.ok()?,
             })

@@ -3,7 +3,7 @@
 use super::provider::Provider;
 use crate::bundle::JoinError;
 
-/// A model that cannot be made ready, or a batch that failed. Every image of a failed batch gets the same error.
+/// A model that cannot be made ready, or an image that failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum EngineError {
     #[error("{what}: ONNX Runtime cannot make a session on {provider}: {reason}")]

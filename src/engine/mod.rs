@@ -8,6 +8,7 @@ mod cache;
 mod error;
 mod executor;
 pub(crate) mod heap;
+mod library;
 mod paths;
 mod provider;
 mod runtime;
@@ -265,12 +266,16 @@ impl Engine {
 
 impl Backend for Engine {
     fn look(&self, images: &[&[f32]]) -> Each<Vec<f32>> {
-        if images.is_empty() { Vec::new() } else { each(self.policy_logits(images), images.len()) }
+        if images.is_empty() {
+            return Vec::new();
+        }
+        each(self.policy_logits(images), images, |image| self.policy_logits(image))
     }
 
     fn run(&self, mask: &Mask, images: &[&[f32]]) -> Each<Vec<f32>> {
         let fused = self.paths.run(&self.source, mask, images);
-        each(fused.unwrap_or_else(|| self.run_blocks(mask, images)), images.len())
+        let batch = fused.unwrap_or_else(|| self.run_blocks(mask, images));
+        each(batch, images, |image| self.run_blocks(mask, image))
     }
 
     fn rerun(&self, mask: &Mask, image: &[f32]) -> Result<Option<Vec<f32>>, EngineError> {
@@ -279,7 +284,7 @@ impl Backend for Engine {
             None => self.run_blocks(mask, &[image]),
             Some(fused) => fused,
         };
-        each(logits, 1).pop().transpose()
+        logits.and_then(one).map(Some)
     }
 }
 
@@ -289,14 +294,28 @@ impl Drop for Engine {
     }
 }
 
-/// A batch's results image by image: an error is everybody's, but values that overflow for one image say nothing of the
-/// others.
-fn each(batch: Result<Vec<Vec<f32>>, EngineError>, images: usize) -> Each<Vec<f32>> {
-    let finite = |values: Vec<f32>| {
-        if values.iter().all(|value| value.is_finite()) { Ok(values) } else { Err(EngineError::NotFinite) }
-    };
+/// A batch's results image by image. Values that overflow for one image say nothing of the others. Nor does an error of
+/// ONNX Runtime: each image of a batch that failed runs once more, `alone`, so that only those fail that make it fail.
+fn each(
+    batch: Result<Vec<Vec<f32>>, EngineError>,
+    images: &[&[f32]],
+    alone: impl Fn(&[&[f32]]) -> Result<Vec<Vec<f32>>, EngineError>,
+) -> Each<Vec<f32>> {
     match batch {
         Ok(batch) => batch.into_iter().map(finite).collect(),
-        Err(error) => vec![Err(error); images],
+        Err(error) if images.len() == 1 => vec![Err(error)],
+        Err(error) => {
+            tracing::debug!(images = images.len(), %error, "a batch failed; its images run one by one");
+            images.iter().map(|image| alone(&[image]).and_then(one)).collect()
+        }
     }
+}
+
+/// The result of a batch of one image.
+fn one(batch: Vec<Vec<f32>>) -> Result<Vec<f32>, EngineError> {
+    finite(batch.into_iter().next().expect("a result for each image"))
+}
+
+fn finite(values: Vec<f32>) -> Result<Vec<f32>, EngineError> {
+    if values.iter().all(|value| value.is_finite()) { Ok(values) } else { Err(EngineError::NotFinite) }
 }

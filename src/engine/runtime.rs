@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use ort::environment::Environment;
 
-use super::version;
+use super::{library, version};
 
 /// Why ONNX Runtime cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +17,8 @@ pub enum RuntimeError {
     Unnamed,
     #[error("ONNX Runtime's library {}: no such file (ORT_DYLIB_PATH)", .0.display())]
     Missing(PathBuf),
+    #[error("ONNX Runtime's library {}: {reason}", path.display())]
+    Damaged { path: PathBuf, reason: String },
     #[error("ONNX Runtime's library {}: {reason} (expected version 1.{OLDEST} or newer)", path.display())]
     Load { path: PathBuf, reason: String },
 }
@@ -37,7 +39,7 @@ impl Runtime {
     /// Loads the library at `path`, or gives the one that is loaded already.
     ///
     /// # Errors
-    /// No path, no file there, a file that is no ONNX Runtime, or one that is too old.
+    /// No path, no file there, one that cannot be read or is not whole, no ONNX Runtime, or one that is too old.
     pub fn load(path: Option<&Path>) -> Result<&'static Self, RuntimeError> {
         // Held while loading, so that two threads do not initialise the library at once.
         static LOADING: std::sync::Mutex<()> = std::sync::Mutex::new(());
@@ -51,6 +53,8 @@ impl Runtime {
         }
         // Loaders look for a relative path in places of their own.
         let path = &std::path::absolute(path).map_err(|_| RuntimeError::Missing(path.to_path_buf()))?;
+        library::check(path)
+            .map_err(|reason| RuntimeError::Damaged { path: path.clone(), reason: reason.to_string() })?;
         let failed = |reason: String| RuntimeError::Load { path: path.to_path_buf(), reason };
         let builder = ort::init_from(path).map_err(|error| failed(error.to_string()))?;
         let environment = builder

@@ -50,19 +50,33 @@ impl<U: Message + Default> Decoder for BoundedDecoder<U> {
     type Error = Status;
 
     fn decode(&mut self, message: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
-        // A message is in one piece; one that is none is the decoder's to refuse.
-        let mut parts = 0;
-        if count(message.chunk(), REQUEST, &mut parts).is_some() && parts > MOST_PARTS {
-            return Err(refused(format!(
-                "the message has more than {MOST_PARTS} parts (inputs, outputs, parameters, elements), expected fewer"
-            )));
-        }
-        self.0.decode(message).map_err(|status| refused(format!("the message: {}", status.message())))
+        // A message is in one piece.
+        bounded(message.chunk())?;
+        self.0.decode(message).map_err(|status| refused(format!("the message: {}", status.message())).into())
     }
 }
 
-fn refused(problem: String) -> Status {
-    Error::new(Kind::InvalidBody, problem).into()
+/// Checks that `message` has no more parts than one may have. What is no message is the decoder's to refuse.
+///
+/// # Errors
+/// It has more.
+pub(crate) fn bounded(message: &[u8]) -> Result<(), Error> {
+    if parts(message).is_none_or(|parts| parts <= MOST_PARTS) {
+        return Ok(());
+    }
+    Err(refused(format!(
+        "the message has more than {MOST_PARTS} parts (inputs, outputs, parameters, elements), expected fewer"
+    )))
+}
+
+/// The parts of `message`, counted until there are too many; `None` where it is no message.
+pub(crate) fn parts(message: &[u8]) -> Option<usize> {
+    let mut parts = 0;
+    count(message, REQUEST, &mut parts).map(|()| parts)
+}
+
+fn refused(problem: String) -> Error {
+    Error::new(Kind::InvalidBody, problem)
 }
 
 /// Fields of a message that may hold much in few bytes.
@@ -95,19 +109,43 @@ fn count(mut message: &[u8], of: &Lists, parts: &mut usize) -> Option<()> {
             }
             1 => message = message.get(8..)?,
             2 => {
-                let length = usize::try_from(varint(&mut message)?).ok()?;
-                let (part, rest) = (message.get(..length)?, message.get(length..)?);
-                *parts += if of.numbers.contains(&(tag >> 3)) { length } else { 1 };
+                let part = piece(&mut message)?;
+                *parts += if of.numbers.contains(&(tag >> 3)) { part.len() } else { 1 };
                 if let Some((_, nested)) = of.messages.iter().find(|(field, _)| *field == tag >> 3) {
                     count(part, nested, parts)?;
                 }
-                message = rest;
             }
+            3 => skip_group(&mut message)?,
             5 => message = message.get(4..)?,
             _ => return None,
         }
     }
     Some(())
+}
+
+/// Passes over a group, from after its first tag to its last. No message here has any, and the decoder forgets it.
+fn skip_group(message: &mut &[u8]) -> Option<()> {
+    let mut open = 1;
+    while open > 0 {
+        match varint(message)? & 7 {
+            0 => drop(varint(message)?),
+            1 => *message = message.get(8..)?,
+            2 => drop(piece(message)?),
+            3 => open += 1,
+            4 => open -= 1,
+            5 => *message = message.get(4..)?,
+            _ => return None,
+        }
+    }
+    Some(())
+}
+
+/// What has its length in front.
+fn piece<'m>(message: &mut &'m [u8]) -> Option<&'m [u8]> {
+    let length = usize::try_from(varint(message)?).ok()?;
+    let (piece, rest) = (message.get(..length)?, message.get(length..)?);
+    *message = rest;
+    Some(piece)
 }
 
 fn varint(bytes: &mut &[u8]) -> Option<u64> {
@@ -176,8 +214,21 @@ mod tests {
 
     #[test]
     fn what_is_no_message_is_left_to_the_decoder() {
-        for bytes in [&[0x2a, 5, 1][..], &[0xff; 12], &[0x2b], &[0x2d, 1]] {
+        for bytes in [&[0x2a, 5, 1][..], &[0xff; 12], &[0x2b], &[0x2c], &[0x2d, 1], &[0x7b, 0x08, 1]] {
             assert_eq!(count(bytes, REQUEST, &mut 0), None, "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn a_group_hides_nothing_after_it() {
+        let many = ModelInferRequest { raw_input_contents: vec![bytes::Bytes::new(); 7], ..Default::default() };
+        // Field 15 as a group: a number, eight bytes, what is no input in the field of inputs, four bytes, a group.
+        let group = [&[0x7b, 0x08, 0x80, 1, 0x11][..], &[0; 8], &[0x2a, 1, 0xff, 0x1d], &[0; 4], &[0x23, 0x24, 0x7c]];
+        for (before, after) in [(group.concat(), many.encode_to_vec()), (many.encode_to_vec(), group.concat())] {
+            let message = [before, after].concat();
+            assert_eq!(ModelInferRequest::decode(&*message).unwrap(), many, "the decoder passes over it too");
+            let mut parts = 0;
+            assert_eq!((count(&message, REQUEST, &mut parts), parts), (Some(()), 7));
         }
     }
 }

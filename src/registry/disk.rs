@@ -1,5 +1,6 @@
 //! The directory of models: `<name>/<version>/`.
 
+use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 
 use super::RegistryError;
@@ -42,6 +43,13 @@ pub(super) fn scan(dir: &Path) -> Result<Vec<(String, u64, PathBuf)>, RegistryEr
             found.extend(versions.into_iter().map(|(version, path)| (name.to_owned(), version, path)));
         }
     }
+    if found.is_empty() { Err(RegistryError::Empty(dir.to_path_buf())) } else { Ok(found) }
+}
+
+/// The name of every directory of a model below `dir`, with versions in it or without. Hidden ones are passed over.
+pub(super) fn model_names(dir: &Path) -> Result<BTreeSet<String>, RegistryError> {
+    let found: BTreeSet<String> =
+        subdirectories(dir)?.iter().filter_map(|model| Some(file_name(model)?.to_owned())).collect();
     if found.is_empty() { Err(RegistryError::Empty(dir.to_path_buf())) } else { Ok(found) }
 }
 

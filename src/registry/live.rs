@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -23,6 +22,15 @@ pub struct Change {
     pub kept: Vec<String>,
     /// No longer there for new requests.
     pub unloaded: Vec<String>,
+}
+
+/// What became of all models.
+#[derive(Debug)]
+pub struct Changes {
+    /// By name.
+    pub changed: Vec<Change>,
+    /// Models that were not changed, by name.
+    pub refused: Vec<(String, ChangeError)>,
 }
 
 /// Why nothing was changed.
@@ -56,6 +64,14 @@ pub struct Indexed {
     pub reason: String,
 }
 
+/// Why a model that is in the directory is not loaded as it is there.
+#[derive(Debug, Clone)]
+pub(super) enum Reason {
+    /// By hand.
+    Unloaded,
+    Refused(String),
+}
+
 impl Indexed {
     fn ready(model: &Model) -> Self {
         let (name, version) = (model.name.clone(), model.version.to_string());
@@ -71,7 +87,19 @@ impl Registry {
     /// There is no such directory, a version in it cannot be loaded, or the server is stopping; what was served is served
     /// on then.
     pub async fn reload(self: &Arc<Self>, name: &str) -> Result<Change, ChangeError> {
-        self.change(name, Self::reload_now).await
+        let name = name.to_owned();
+        self.change(move |registry| registry.reload_now(&name)).await
+    }
+
+    /// Makes what is in the directory of models what is served, each model for itself, as [`reload`](Self::reload) does:
+    /// one that is refused is served on as it was and keeps no other from changing. Models whose directory is gone are
+    /// unloaded. What was unloaded by hand stays so.
+    ///
+    /// # Errors
+    /// The directory cannot be read or has no model in it, as while it is not mounted, or the server is stopping; all that
+    /// was served is served on then.
+    pub async fn reload_all(self: &Arc<Self>) -> Result<Changes, ChangeError> {
+        self.change(Self::reload_all_now).await
     }
 
     /// Takes a model away from new requests. Its sessions and compiled paths go once the requests that have it are
@@ -80,23 +108,23 @@ impl Registry {
     /// # Errors
     /// It is not loaded, or the server is stopping.
     pub async fn unload(self: &Arc<Self>, name: &str) -> Result<Change, ChangeError> {
-        self.change(name, Self::unload_now).await
+        let name = name.to_owned();
+        self.change(move |registry| registry.unload_now(&name)).await
     }
 
     /// Runs `change` on a thread that may block. It runs to its end though nobody waits for it.
-    async fn change(
+    async fn change<T: Send + 'static>(
         self: &Arc<Self>,
-        name: &str,
-        change: fn(&Self, &str) -> Result<Change, ChangeError>,
-    ) -> Result<Change, ChangeError> {
+        change: impl FnOnce(&Self) -> Result<T, ChangeError> + Send + 'static,
+    ) -> Result<T, ChangeError> {
         let turn = Arc::clone(&self.changing).lock_owned().await;
-        let (registry, name) = (Arc::clone(self), name.to_owned());
+        let registry = Arc::clone(self);
         let changed = tokio::task::spawn_blocking(move || {
             let _turn = turn;
             if registry.gives_up() {
                 return Err(ChangeError::Stopping);
             }
-            change(&registry, &name)
+            change(&registry)
         });
         changed.await.unwrap_or(Err(ChangeError::Lost))
     }
@@ -112,21 +140,86 @@ impl Registry {
             }
             refused => refused,
         });
-        let mut reasons = self.reasons.lock().unwrap_or_else(PoisonError::into_inner);
         match &reloaded {
             Ok(change) => {
-                reasons.remove(name);
+                self.reasons().remove(name);
                 let Change { loaded, kept, unloaded, .. } = change;
                 tracing::info!(model = name, ?loaded, ?kept, ?unloaded, "model reloaded");
             }
             Err(ChangeError::Refused(_)) => {
                 let reason = reloaded.as_ref().err().map(ToString::to_string).unwrap_or_default();
                 tracing::error!(model = name, reason, "model not loaded; what was served is served on");
-                reasons.insert(name.to_owned(), reason);
+                self.reasons().insert(name.to_owned(), Reason::Refused(reason));
             }
-            Err(_) => {}
+            Err(_) => return reloaded,
         }
+        self.count(reloaded.is_ok());
         reloaded
+    }
+
+    fn reload_all_now(&self) -> Result<Changes, ChangeError> {
+        let on_disk = disk::model_names(&self.dir).map_err(|error| {
+            tracing::error!(%error, "models not reloaded; what was served is served on");
+            self.count(false);
+            error
+        })?;
+        let by_hand = |name: &str| matches!(self.reasons().get(name), Some(Reason::Unloaded));
+        let mut changes = Changes { changed: Vec::new(), refused: Vec::new() };
+        for name in &on_disk {
+            if by_hand(name) {
+                tracing::info!(model = name, "passed over: it was unloaded; load it to serve it again");
+                continue;
+            }
+            match self.reload_now(name) {
+                Ok(change) => changes.changed.push(change),
+                Err(ChangeError::Stopping) => return Err(ChangeError::Stopping),
+                Err(error) => changes.refused.push((name.clone(), error)),
+            }
+        }
+        let gone: Vec<String> = self.models().keys().filter(|name| !on_disk.contains(*name)).cloned().collect();
+        for name in gone {
+            match self.take_away(&name) {
+                Ok(change) => {
+                    self.loader.metrics.gone(&name);
+                    self.count(true);
+                    changes.changed.push(change);
+                }
+                Err(error) => changes.refused.push((name, error)),
+            }
+        }
+        self.reasons().retain(|name, _| {
+            let there = on_disk.contains(name);
+            if !there {
+                self.loader.metrics.gone(name);
+            }
+            there
+        });
+        self.show_refused();
+        let of =
+            |which: fn(&Change) -> &[String]| changes.changed.iter().map(|change| which(change).len()).sum::<usize>();
+        tracing::info!(
+            loaded = of(|change| &change.loaded),
+            kept = of(|change| &change.kept),
+            unloaded = of(|change| &change.unloaded),
+            models_refused = changes.refused.len(),
+            "models reloaded"
+        );
+        Ok(changes)
+    }
+
+    fn reasons(&self) -> MutexGuard<'_, BTreeMap<String, Reason>> {
+        self.reasons.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a model whose directory was read.
+    fn count(&self, ok: bool) {
+        self.loader.metrics.reloaded(ok);
+        self.show_refused();
+    }
+
+    fn show_refused(&self) {
+        let refused = self.reasons().values().filter(|reason| matches!(reason, Reason::Refused(_))).count();
+        self.loader.metrics.models_refused.set(refused as i64);
     }
 
     fn read_anew(&self, name: &str) -> Result<Change, ChangeError> {
@@ -171,6 +264,13 @@ impl Registry {
     }
 
     fn unload_now(&self, name: &str) -> Result<Change, ChangeError> {
+        let change = self.take_away(name)?;
+        self.reasons().insert(name.to_owned(), Reason::Unloaded);
+        self.show_refused();
+        Ok(change)
+    }
+
+    fn take_away(&self, name: &str) -> Result<Change, ChangeError> {
         let Some(versions) = self.versions(name) else {
             return Err(Unknown::Name { name: shortened(name), known: names(self.models().keys()) }.into());
         };
@@ -178,8 +278,6 @@ impl Registry {
         newest(&versions).metrics.set_ready(false);
         drop(versions);
         self.put(name, None);
-        let mut reasons = self.reasons.lock().unwrap_or_else(PoisonError::into_inner);
-        reasons.insert(name.to_owned(), "unloaded".to_owned());
         tracing::info!(model = name, versions = ?unloaded, "model unloaded");
         Ok(Change { name: name.to_owned(), loaded: Vec::new(), kept: Vec::new(), unloaded })
     }
@@ -189,10 +287,13 @@ impl Registry {
         let after = after.map(Arc::new);
         let before = {
             let mut models = self.models.write().unwrap_or_else(PoisonError::into_inner);
-            match &after {
+            let before = match &after {
                 Some(after) => models.insert(name.to_owned(), Arc::clone(after)),
                 None => models.remove(name),
-            }
+            };
+            let some = !models.is_empty();
+            self.any.send_if_modified(|any| std::mem::replace(any, some) != some);
+            before
         };
         let mut gone = Vec::new();
         for (version, model) in before.as_deref().into_iter().flatten() {
@@ -222,11 +323,16 @@ impl Registry {
     /// block.
     pub fn index(&self) -> Vec<Indexed> {
         let mut index = self.loaded();
-        let reasons = self.reasons.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let reasons = self.reasons().clone();
         for (name, version, _) in disk::scan(&self.dir).unwrap_or_default() {
             let version = version.to_string();
             if !index.iter().any(|entry| entry.name == name && entry.version == version) {
-                let reason = reasons.get(&name).map_or("not loaded", String::as_str).to_owned();
+                let reason = match reasons.get(&name) {
+                    None => "not loaded",
+                    Some(Reason::Unloaded) => "unloaded",
+                    Some(Reason::Refused(reason)) => reason,
+                };
+                let reason = reason.to_owned();
                 index.push(Indexed { name, version, state: "UNAVAILABLE", reason });
             }
         }
@@ -247,48 +353,5 @@ impl Registry {
         let ended = tokio::time::timeout(most, joined).await.is_ok();
         drop(turn);
         ended
-    }
-}
-
-/// Models that new requests do not get any more.
-#[derive(Default)]
-pub(super) struct Retired(Mutex<Vec<JoinHandle<()>>>);
-
-impl Retired {
-    /// Takes each of `models` apart on a thread of its own, once the requests that have it are answered, or `give_up`
-    /// says that the process ends.
-    fn take(&self, mut models: Vec<Arc<Model>>, give_up: impl Fn() -> bool + Send + 'static) {
-        const PAUSE: Duration = Duration::from_millis(10);
-        if models.is_empty() {
-            return;
-        }
-        let retire = move || {
-            while !models.is_empty() && !give_up() {
-                let mut left = Vec::new();
-                for model in models.drain(..) {
-                    match Arc::try_unwrap(model) {
-                        Ok(Model { name, version, engine, .. }) => {
-                            engine.end();
-                            tracing::debug!(model = name, version, "a model's memory was given back");
-                        }
-                        Err(model) => left.push(model),
-                    }
-                }
-                models = left;
-                if !models.is_empty() {
-                    std::thread::sleep(PAUSE);
-                }
-            }
-        };
-        // Without a thread they go with their last request.
-        if let Ok(thread) = std::thread::Builder::new().name("retired".to_owned()).spawn(retire) {
-            let mut threads = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            threads.retain(|thread| !thread.is_finished());
-            threads.push(thread);
-        }
-    }
-
-    fn threads(&self) -> Vec<JoinHandle<()>> {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

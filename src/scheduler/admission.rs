@@ -89,6 +89,8 @@ struct Load {
 #[derive(Debug)]
 pub struct Slot {
     _place: OwnedSemaphorePermit,
+    /// Its model's part, where that has a bound of its own.
+    _share: Option<OwnedSemaphorePermit>,
     flow: Arc<Flow>,
     load: Arc<Load>,
     cost: u64,
@@ -110,6 +112,12 @@ impl Slot {
     pub(super) fn run(self) -> Runs {
         self.load.running.fetch_add(self.cost, Ordering::Relaxed);
         Runs { load: Arc::clone(&self.load), cost: self.cost }
+    }
+
+    /// The same place, with its model's part.
+    pub fn with(mut self, share: Option<OwnedSemaphorePermit>) -> Self {
+        self._share = share;
+        self
     }
 }
 
@@ -194,7 +202,14 @@ impl Admission {
             self.load.depth.inc();
             self.load.waiting.fetch_add(cost, Ordering::Relaxed);
             self.load.decoding.fetch_add(decode, Ordering::Relaxed);
-            Some(Slot { _place: place, flow: Arc::clone(flow), load: Arc::clone(&self.load), cost, decode })
+            Some(Slot {
+                _place: place,
+                _share: None,
+                flow: Arc::clone(flow),
+                load: Arc::clone(&self.load),
+                cost,
+                decode,
+            })
         });
         Ok(slots.collect())
     }

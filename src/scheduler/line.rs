@@ -18,6 +18,11 @@ pub(super) enum Stage {
 /// What items of a batch have in common.
 pub(super) trait Kind: Clone + Eq + Hash {
     fn stage(&self) -> Stage;
+
+    /// Items of a batch, at most.
+    fn most(&self) -> usize {
+        usize::MAX
+    }
 }
 
 /// Something that waits.
@@ -90,11 +95,17 @@ impl<K: Kind, T: Waits> Line<K, T> {
         }
     }
 
-    /// Takes the first item of the first stage that has any, with the next of its kind: at most `most`, and at most the
-    /// `workers`-th part of what waits in the stage, so that the other workers get their share.
+    /// Makes the next [`take`](Self::take) panic.
+    #[cfg(test)]
+    pub(super) fn corrupt(&mut self, kind: K) {
+        self.heads.insert((kind.stage(), Place::FIRST), kind);
+    }
+
+    /// Takes the first item of the first stage that has any, with the next of its kind: at most `most` and what the kind may
+    /// have, and at most the `workers`-th part of what waits in the stage, so that the other workers get their share.
     pub(super) fn take(&mut self, most: usize, workers: usize, now: Instant) -> Option<Batch<K, T>> {
         let ((stage, _), kind) = self.heads.pop_first()?;
-        let share = self.waiting[stage as usize].div_ceil(workers).clamp(1, most);
+        let share = self.waiting[stage as usize].div_ceil(workers).clamp(1, most.min(kind.most()));
         let group = self.groups.get_mut(&kind).expect("a head has a group");
         let (mut items, mut unwanted) = (Vec::with_capacity(share.min(group.len())), Vec::new());
         while items.len() < share

@@ -20,7 +20,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 pub use admission::{Admission, Bounds, Cost, Flow, Refused, Slot};
 pub use brownout::Brownout;
@@ -29,7 +29,7 @@ pub use wait::{Average, Pace};
 
 use crate::engine::{Answer, Backend, EngineError, best_class};
 use crate::policy::{Costs, Mask, Selection};
-use crate::telemetry::{ModelMetrics, Statistics};
+use crate::telemetry::{ModelMetrics, Statistics, Workers};
 use fair::{FlowId, Place};
 use line::{Kind, Stage, Waits};
 use queue::{Next, Queue, Taken};
@@ -42,6 +42,11 @@ pub trait Model: Send + Sync {
     fn metrics(&self) -> &ModelMetrics;
     fn statistics(&self) -> &Statistics;
     fn pace(&self) -> &Pace;
+
+    /// Images that a worker runs at a time, at most.
+    fn max_batch(&self) -> usize {
+        usize::MAX
+    }
 }
 
 /// One image to be run.
@@ -137,6 +142,10 @@ impl Kind for Alike {
     fn stage(&self) -> Stage {
         if self.mask.is_none() { Stage::Look } else { Stage::Run }
     }
+
+    fn most(&self) -> usize {
+        self.model.max_batch()
+    }
 }
 
 /// The worker threads and their queue.
@@ -145,12 +154,14 @@ pub struct Scheduler {
     brownout: Option<Arc<Brownout>>,
     /// Closed when the last worker has ended.
     ended: Mutex<mpsc::Receiver<()>>,
+    /// Told of workers that ended in a panic.
+    lost: Arc<Notify>,
 }
 
 impl Scheduler {
     /// Starts `workers` threads that run at most `max_batch` images at a time, and of those that the policy chooses a path
     /// for a `shadow_rate` again, by the full net too, when nothing waits. With `brownout` it keeps fewer blocks where images
-    /// wait too long.
+    /// wait too long. What they do is shown in `metrics`.
     ///
     /// # Errors
     /// The operating system gives no more threads.
@@ -159,20 +170,29 @@ impl Scheduler {
         max_batch: usize,
         shadow_rate: f64,
         brownout: Option<Brownout>,
+        metrics: &Workers,
     ) -> std::io::Result<Self> {
         let queue = Arc::new(Queue::new(shadow::MOST));
         let (alive, ended) = mpsc::channel();
+        let brownout = brownout.map(Arc::new);
         // Closes the queue again, for the threads that there are, where there are not enough.
-        let scheduler = Self { queue, brownout: brownout.map(Arc::new), ended: Mutex::new(ended) };
+        let scheduler = Self { queue, brownout, ended: Mutex::new(ended), lost: Arc::default() };
         for number in 0..workers {
             let (queue, brownout, alive) = (Arc::clone(&scheduler.queue), scheduler.brownout.clone(), alive.clone());
+            let (lost, metrics) = (Lost(Arc::clone(&scheduler.lost)), metrics.clone());
             std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
                 let sampler = Sampler::new(shadow_rate, number as u64);
-                work(&queue, workers, max_batch, sampler, brownout.as_deref());
-                drop::<mpsc::Sender<()>>(alive);
+                work(&queue, workers, max_batch, sampler, brownout.as_deref(), &metrics);
+                drop::<(Lost, mpsc::Sender<()>)>((lost, alive));
             })?;
         }
         Ok(scheduler)
+    }
+
+    /// Resolves when a worker has ended in a panic. No batch ends it: the queue itself is in no state to be relied on then,
+    /// and neither are the other workers.
+    pub async fn lost(&self) {
+        self.lost.notified().await;
     }
 
     /// Queues an image and waits for its answer. Dropping the future gives the image up: it will not be run if it has
@@ -227,26 +247,40 @@ impl Drop for Scheduler {
     }
 }
 
+/// Tells of a worker that ends in a panic.
+struct Lost(Arc<Notify>);
+
+impl Drop for Lost {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.notify_one();
+        }
+    }
+}
+
 fn work(
     queue: &Queue<Alike, Job, Shadow>,
     workers: usize,
     max_batch: usize,
     mut sampler: Sampler,
     brownout: Option<&Brownout>,
+    metrics: &Workers,
 ) {
+    let worker = metrics.enter();
     while let Some(next) = queue.take(max_batch, workers) {
-        match next {
-            // A panic loses its own batch only: the replies that were not sent are dropped, which their receivers see.
-            Next::Batch(taken) => {
-                if std::panic::catch_unwind(AssertUnwindSafe(|| run(taken, &mut sampler, brownout))).is_err() {
-                    tracing::error!("a batch ended in a panic; its images are answered with an error");
-                }
-            }
+        let _busy = worker.busy();
+        // A panic loses its own batch only: the replies that were not sent are dropped, which their receivers see.
+        let ran = std::panic::catch_unwind(AssertUnwindSafe(|| match next {
+            Next::Batch(taken) => run(taken, &mut sampler, brownout),
             Next::Spare(turn, shadow) => {
                 if let Some(rest) = shadow.run() {
                     turn.put_back(rest);
                 }
             }
+        }));
+        if ran.is_err() {
+            metrics.panics.inc();
+            tracing::error!("a batch ended in a panic; its images are answered with an error");
         }
     }
 }

@@ -135,6 +135,13 @@ impl<K: Kind, T: Waits, S> Queue<K, T, S> {
         drop(gone); // outside the lock
     }
 
+    /// Makes the next worker panic that takes something.
+    #[cfg(test)]
+    pub(super) fn corrupt(&self, kind: K) {
+        self.lock().line.corrupt(kind);
+        self.changed.notify_one();
+    }
+
     /// Takes no more items; those that wait are still given out.
     pub(super) fn close(&self) {
         self.close_spares();

@@ -119,7 +119,7 @@ impl Bench {
             Bounds { images: 64, of_flow: 64, workers, decoders: 1 },
             IntGauge::new("depth", "depth").unwrap(),
         );
-        let scheduler = Scheduler::start(workers, max_batch, rate, None).unwrap();
+        let scheduler = Scheduler::start(workers, max_batch, rate, None, &metrics.workers).unwrap();
         let (permits, shadow_permits) = (Some(permits), Some(shadow_permits));
         Self { model, permits, shadow_permits, admission, flow: Flow::new(), scheduler, metrics }
     }
@@ -266,6 +266,39 @@ fn a_panic_or_an_error_fails_its_own_images_only() {
     let not_finite = EngineError::NotFinite.to_string();
     assert_eq!(found, ["lost", "lost", not_finite.as_str(), "2"]);
     assert_eq!(pixel(bench.submit(5.0)), 5.0, "the worker goes on");
+    assert_eq!((bench.counted("blockdrop_worker_panics_total"), bench.counted("blockdrop_workers")), (1.0, 1.0));
+}
+
+#[test]
+fn a_worker_that_is_stuck_is_seen() {
+    let mut bench = Bench::new(2, 2);
+    assert_eq!(bench.counted("blockdrop_worker_busy_seconds"), 0.0);
+    let stuck = bench.occupy();
+    let long = Duration::from_millis(2);
+    while bench.metrics.workers.longest() < long {
+        std::thread::yield_now();
+    }
+    assert!(bench.counted("blockdrop_worker_busy_seconds") >= long.as_secs_f64());
+    bench.release();
+    assert_eq!(pixel(stuck), 0.0);
+    while !bench.metrics.workers.longest().is_zero() {
+        std::thread::yield_now(); // the worker that answered asks for more
+    }
+    assert_eq!(bench.counted("blockdrop_worker_busy_seconds"), 0.0);
+}
+
+#[tokio::test]
+async fn a_worker_that_ends_is_told_of_and_the_others_go_on() {
+    let mut bench = Bench::new(2, 2);
+    bench.release();
+    let lost = bench.scheduler.lost();
+    bench.scheduler.queue.corrupt(Alike { model: Arc::clone(&bench.model) as Arc<dyn Model>, mask: None });
+    lost.await;
+    while bench.counted("blockdrop_workers") > 1.0 {
+        std::thread::yield_now();
+    }
+    assert_eq!(bench.submit(5.0).await.unwrap().unwrap().logits, [5.0]);
+    assert!(bench.scheduler.finish(Duration::from_secs(60)), "the other one ends");
 }
 
 #[test]

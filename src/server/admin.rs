@@ -1,6 +1,7 @@
 //! The admin listener: metrics and health, and the repository of models, for operators and orchestrators.
 
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use axum::extract::rejection::{BytesRejection, PathRejection};
 use axum::extract::{DefaultBodyLimit, Path, Request, State};
@@ -15,7 +16,7 @@ use serde_json::{Map, Value, json};
 use super::error::{Error, Kind};
 use super::http;
 use super::readiness::Readiness;
-use crate::registry::{Change, Indexed, Registry};
+use crate::registry::{Change, Changes, Indexed, Registry};
 use crate::telemetry::Metrics;
 use crate::text::shortened;
 
@@ -24,25 +25,29 @@ struct Admin {
     metrics: Arc<Metrics>,
     readiness: Arc<Readiness>,
     registry: Arc<OnceLock<Arc<Registry>>>,
+    stuck: Option<Duration>,
 }
 
-/// `/metrics`, `/livez`, `/readyz`, and what changes the models in `registry`, once that is there.
+/// `/metrics`, `/livez`, `/readyz`, and what changes the models in `registry`, once that is there. A worker that is at one
+/// batch for longer than `stuck` is taken for stuck.
 pub(super) fn router(
     metrics: Arc<Metrics>,
     readiness: Arc<Readiness>,
     registry: Arc<OnceLock<Arc<Registry>>>,
+    stuck: Option<Duration>,
 ) -> Router {
     let routes = Router::new()
         .route("/metrics", get(metrics_text))
         .route("/livez", get(live))
         .route("/readyz", get(ready))
         .route("/v2/repository/index", post(index))
+        .route("/v2/repository/reload", post(reload))
         .route("/v2/repository/models/{name}/load", post(load))
         .route("/v2/repository/models/{name}/unload", post(unload))
         .fallback(http::not_found)
         .layer(DefaultBodyLimit::max(MOST_BYTES))
         .layer(from_fn(no_page))
-        .with_state(Admin { metrics, readiness, registry });
+        .with_state(Admin { metrics, readiness, registry, stuck });
     http::encoding::compressed(http::identified(routes))
 }
 
@@ -60,9 +65,15 @@ async fn metrics_text(State(admin): State<Admin>) -> Response {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], admin.metrics.render()).into_response()
 }
 
-/// Alive as long as it can answer at all; waits for no inference.
-async fn live() -> Response {
-    Json(json!({"live": true})).into_response()
+/// Alive as long as it can answer at all, however long its queue is; waits for no inference. Only a worker that does not
+/// come back from one batch is worth a new start.
+async fn live(State(admin): State<Admin>) -> Response {
+    let longest = admin.metrics.workers.longest();
+    if admin.stuck.is_none_or(|most| longest <= most) {
+        return Json(json!({"live": true})).into_response();
+    }
+    let body = Json(json!({"live": false, "busy_seconds": longest.as_secs_f64()}));
+    (StatusCode::SERVICE_UNAVAILABLE, body).into_response()
 }
 
 async fn ready(State(admin): State<Admin>) -> Response {
@@ -106,6 +117,18 @@ async fn load(State(admin): State<Admin>, name: Name, body: Body) -> Result<Json
     let (registry, name) = (admin.registry()?, plain(name)?);
     no_parameters(body, &[])?;
     Ok(Json(registry.reload(&name).await?))
+}
+
+/// All models, as SIGHUP does.
+async fn reload(State(admin): State<Admin>, body: Body) -> Result<Json<Value>, Error> {
+    let registry = admin.registry()?;
+    no_parameters(body, &[])?;
+    let Changes { changed, refused } = registry.reload_all().await?;
+    if refused.is_empty() {
+        return Ok(Json(json!({"models": changed})));
+    }
+    let refused: Vec<String> = refused.iter().map(|(name, error)| format!("{name}: {error}")).collect();
+    Err(Error::new(Kind::InvalidBundle, format!("{}; all other models are as on disk", refused.join("; "))))
 }
 
 async fn unload(State(admin): State<Admin>, name: Name, body: Body) -> Result<Json<Change>, Error> {

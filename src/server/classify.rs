@@ -10,11 +10,12 @@ use tokio::sync::Semaphore;
 use utoipa::ToSchema;
 
 use super::error::{Error, Kind};
+use super::readiness::Readiness;
 use crate::answer::{Described, describe};
 use crate::engine::{Answer, EngineError, heap};
 use crate::image::{decode, preprocess};
 use crate::policy::Selection;
-use crate::registry::{Model, Registry};
+use crate::registry::{Model, ModelFull, Registry};
 use crate::scheduler::{Admission, Average, Cost, Flow, Refused, Scheduler, Slot, Turns, Work, WorkError};
 use crate::telemetry::metrics::{Rejected, Stage};
 use crate::telemetry::{Metrics, Statistics};
@@ -22,6 +23,7 @@ use crate::telemetry::{Metrics, Statistics};
 /// What the protocols share: the models, the queue and the limits.
 pub struct Service {
     pub registry: Arc<Registry>,
+    pub readiness: Arc<Readiness>,
     pub admission: Admission,
     pub scheduler: Scheduler,
     pub metrics: Arc<Metrics>,
@@ -129,6 +131,7 @@ impl Classified {
 impl Service {
     pub fn new(
         registry: Arc<Registry>,
+        readiness: Arc<Readiness>,
         scheduler: Scheduler,
         admission: Admission,
         metrics: Arc<Metrics>,
@@ -137,6 +140,7 @@ impl Service {
     ) -> Self {
         Self {
             registry,
+            readiness,
             scheduler,
             admission,
             metrics,
@@ -156,6 +160,21 @@ impl Service {
     pub fn admit(&self, flow: &Flow, deadline: Instant) -> Result<(), Error> {
         let left = deadline.saturating_duration_since(Instant::now());
         self.admission.check(flow, left).map_err(|refused| self.refuse(refused))
+    }
+
+    /// [`admit`](Self::admit) where the model is known.
+    ///
+    /// # Errors
+    /// As for [`admit`](Self::admit), or as many of the model's images wait as may.
+    pub fn admit_to(&self, flow: &Flow, model: &Model, deadline: Instant) -> Result<(), Error> {
+        self.admit(flow, deadline)?;
+        model.bounds.check().map_err(|full| self.refuse_to(model, full))
+    }
+
+    fn refuse_to(&self, model: &Model, ModelFull: ModelFull) -> Error {
+        self.metrics.reject(Rejected::ModelQueueFull);
+        model.metrics.queue_full();
+        Error::model_full(&model.name, model.bounds.queue())
     }
 
     fn refuse(&self, refused: Refused) -> Error {
@@ -223,34 +242,36 @@ impl Service {
         }
     }
 
-    /// Images of a request, at most.
-    pub fn most_images(&self) -> usize {
-        self.limits.images.min(self.admission.most())
+    /// Images of a request for `model`, at most.
+    pub fn most_images(&self, model: &Model) -> usize {
+        self.limits.images.min(self.admission.most()).min(model.bounds.queue())
     }
 
     /// Classifies the `images` of a request that was [admitted](Self::admit), each for itself, in their order. An image
     /// may be an error already, where the protocol could not take it out of its body.
     ///
     /// # Errors
-    /// No images, too many of them, no room in the queue for all of them, or not enough time.
+    /// No images, too many of them, no room in the queue, or in the model's part of it, for all of them, or not enough time.
     pub async fn classify(
         &self,
         request: &Request,
         images: Vec<Result<Image, Error>>,
     ) -> Result<Vec<Result<Classified, Error>>, Error> {
         let count = images.len();
-        let most = self.most_images();
+        let most = self.most_images(&request.model);
         if count == 0 {
             return Err(Error::new(Kind::EmptyBody, "the request has no images, expected at least one"));
         }
         if count > most {
             return Err(Error::too_many_images(most));
         }
+        let shares = request.model.bounds.shares(count).map_err(|full| self.refuse_to(&request.model, full))?;
         let left = request.deadline.saturating_duration_since(Instant::now());
         let encoded = images.iter().any(|image| matches!(image, Ok(Image::Encoded(_))));
         let decode = self.decoding.mean().filter(|_| encoded).unwrap_or_default();
         let cost = Cost { decode, run: request.model.pace.image().unwrap_or_default() };
         let slots = self.admission.places(&request.flow, count, cost, left).map_err(|refused| self.refuse(refused))?;
+        let slots = slots.into_iter().zip(shares).map(|(slot, share)| slot.with(share));
         // A request waits for decoders with as many images as there are decoders: one of many large images leaves
         // the next turn to others.
         let own_turns = &Semaphore::new(self.turns);

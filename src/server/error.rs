@@ -180,6 +180,12 @@ impl Error {
         Self::new(Kind::TooManyImages, format!("the request has more than {most} images, expected at most {most}"))
     }
 
+    /// As many images of a model wait as may; others may have room.
+    pub(super) fn model_full(name: &str, most: usize) -> Self {
+        let message = format!("{most} images of model '{name}' wait, as many as may; try again in a moment");
+        Self::new(Kind::Overloaded, message)
+    }
+
     /// A body whose connection failed.
     pub(super) fn broken_off(error: &impl std::fmt::Display) -> Self {
         Self::new(Kind::InvalidBody, format!("the body broke off: {error}"))

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, header};
@@ -20,11 +20,22 @@ use crate::telemetry::metrics::Rejected;
 /// machine see a command's options.
 pub const KEYS_VARIABLE: &str = "BLOCKDROP_API_KEYS";
 
-/// Keys that are taken. Where there are none, everybody may come in.
+/// Keys that are taken. Where there are none, everybody may come in. Clones share them, as they are [read
+/// again](Self::read_again).
 ///
 /// Only their SHA-256 is kept: what is compared is of one length, and a key is nowhere to be printed.
 #[derive(Clone, Default)]
-pub struct Keys(Arc<[[u8; 32]]>);
+pub struct Keys(Arc<Known>);
+
+#[derive(Default)]
+struct Known {
+    file: Option<PathBuf>,
+    /// Those that are not in the file.
+    listed: Vec<Hash>,
+    all: RwLock<Vec<Hash>>,
+}
+
+type Hash = [u8; 32];
 
 /// Keys that cannot be used. None is ever quoted.
 #[derive(Debug, thiserror::Error)]
@@ -51,40 +62,35 @@ impl Keys {
     /// The file cannot be read, either holds no key, or one of them is too short or has characters that a header cannot
     /// carry or people cannot see; all that is wrong.
     pub fn read(file: Option<&Path>, listed: Option<&[u8]>) -> Result<Self, Vec<KeysError>> {
-        let (mut keys, mut errors) = (Vec::new(), Vec::new());
-        let mut take = |place: String, found: Result<Vec<(String, Vec<u8>)>, KeysError>| match found {
-            Ok(found) if found.is_empty() => errors.push(KeysError::Empty { place }),
-            Ok(found) => {
-                for (place, key) in found {
-                    match check(&key) {
-                        Ok(()) => keys.push(Sha256::digest(&key).into()),
-                        Err(found) => errors.push(KeysError::Key { place, found }),
-                    }
-                }
+        let in_file = file.map_or_else(|| Ok(Vec::new()), of_file);
+        let listed = listed.filter(|listed| !listed.is_empty()).map_or_else(|| Ok(Vec::new()), of_list);
+        match (in_file, listed) {
+            (Ok(in_file), Ok(listed)) => {
+                let all = RwLock::new([in_file, listed.clone()].concat());
+                Ok(Self(Arc::new(Known { file: file.map(Path::to_path_buf), listed, all })))
             }
-            Err(error) => errors.push(error),
-        };
-        if let Some(file) = file {
-            let shown = file.display();
-            let lines = read(file).map(|text| {
-                let lines = text.split(|&byte| byte == b'\n').enumerate();
-                let lines = lines.map(|(at, line)| (at, line.strip_suffix(b"\r").unwrap_or(line)));
-                let keys = lines.filter(|(_, line)| !is_blank(line) && !line.starts_with(b"#"));
-                keys.map(|(at, line)| (format!("{shown}: line {}", at + 1), line.to_vec())).collect()
-            });
-            take(shown.to_string(), lines);
+            (in_file, listed) => Err([in_file.err(), listed.err()].into_iter().flatten().flatten().collect()),
         }
-        if let Some(listed) = listed.filter(|listed| !listed.is_empty()) {
-            let keys = listed.split(|&byte| byte == b',').enumerate().filter(|(_, key)| !is_blank(key));
-            let keys = keys.map(|(at, key)| (format!("{KEYS_VARIABLE}: key {}", at + 1), key.to_vec()));
-            take(KEYS_VARIABLE.to_owned(), Ok(keys.collect()));
-        }
-        if errors.is_empty() { Ok(Self(keys.into())) } else { Err(errors) }
+    }
+
+    /// Takes the keys that are in the file now, and those that were listed. Returns whether there is a file.
+    ///
+    /// # Errors
+    /// As for [`read`](Self::read); the keys stay as they were then.
+    pub fn read_again(&self) -> Result<bool, Vec<KeysError>> {
+        let Some(file) = &self.0.file else { return Ok(false) };
+        let all = [of_file(file)?, self.0.listed.clone()].concat();
+        *self.0.all.write().unwrap_or_else(PoisonError::into_inner) = all;
+        Ok(true)
+    }
+
+    fn all(&self) -> RwLockReadGuard<'_, Vec<Hash>> {
+        self.0.all.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many there are.
     pub fn count(&self) -> usize {
-        self.0.len()
+        self.all().len()
     }
 
     /// Whether a request with these headers may come in: `Authorization: Bearer KEY`.
@@ -92,7 +98,7 @@ impl Keys {
     /// # Errors
     /// It has no key, or another one.
     pub fn check(&self, headers: &HeaderMap) -> Result<(), Error> {
-        if self.0.is_empty() {
+        if self.all().is_empty() {
             return Ok(());
         }
         let refused = |found: &str| {
@@ -106,17 +112,48 @@ impl Keys {
             return Err(refused("found several authorizations"));
         }
         let key = bearer(found.as_bytes()).ok_or_else(|| refused("found another kind of authorization"))?;
-        let found: [u8; 32] = Sha256::digest(key).into();
+        let found: Hash = Sha256::digest(key).into();
         // All of them are compared, whichever it is.
-        let known = self.0.iter().fold(Choice::from(0), |known, key| known | key.ct_eq(&found));
+        let known = self.all().iter().fold(Choice::from(0), |known, key| known | key.ct_eq(&found));
         if known.into() { Ok(()) } else { Err(refused("found an unknown API key")) }
     }
 }
 
 impl fmt::Debug for Keys {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "Keys({} of them)", self.0.len())
+        write!(out, "Keys({} of them)", self.count())
     }
+}
+
+/// The keys in a file.
+fn of_file(file: &Path) -> Result<Vec<Hash>, Vec<KeysError>> {
+    let shown = file.display();
+    let text = read(file).map_err(|error| vec![error])?;
+    let lines = text.split(|&byte| byte == b'\n').enumerate();
+    let lines = lines.map(|(at, line)| (at, line.strip_suffix(b"\r").unwrap_or(line)));
+    let keys = lines.filter(|(_, line)| !is_blank(line) && !line.starts_with(b"#"));
+    hashed(&shown.to_string(), keys.map(|(at, line)| (format!("{shown}: line {}", at + 1), line)))
+}
+
+/// The keys in a list that is separated by commas.
+fn of_list(listed: &[u8]) -> Result<Vec<Hash>, Vec<KeysError>> {
+    let keys = listed.split(|&byte| byte == b',').enumerate().filter(|(_, key)| !is_blank(key));
+    hashed(KEYS_VARIABLE, keys.map(|(at, key)| (format!("{KEYS_VARIABLE}: key {}", at + 1), key)))
+}
+
+/// The hashes of `keys`, each with its place, or all that is wrong with them.
+fn hashed<'k>(place: &str, keys: impl Iterator<Item = (String, &'k [u8])>) -> Result<Vec<Hash>, Vec<KeysError>> {
+    let (mut hashes, mut errors) = (Vec::new(), Vec::new());
+    for (place, key) in keys {
+        match check(key) {
+            Ok(()) => hashes.push(Sha256::digest(key).into()),
+            Err(found) => errors.push(KeysError::Key { place, found }),
+        }
+    }
+    if hashes.is_empty() && errors.is_empty() {
+        errors.push(KeysError::Empty { place: place.to_owned() });
+    }
+    if errors.is_empty() { Ok(hashes) } else { Err(errors) }
 }
 
 fn read(file: &Path) -> Result<Vec<u8>, KeysError> {
@@ -263,6 +300,28 @@ mod tests {
         assert!(wrong(Some(Path::new("/")), None).starts_with("/: cannot be read: "));
         let large = file(&vec![b'x'; (1 << 20) + 1]);
         assert!(wrong(Some(large.path()), None).ends_with("it has more than 1048576 bytes"));
+    }
+
+    #[test]
+    fn keys_are_read_again_by_all_who_have_them() {
+        let lines = file(KEY.as_bytes());
+        const LISTED: &str = "0000000000000000";
+        let keys = Keys::read(Some(lines.path()), Some(LISTED.as_bytes())).unwrap();
+        let elsewhere = keys.clone();
+        let let_in = |key: &str| is_let_in(&elsewhere, &format!("Bearer {key}"));
+        std::fs::write(lines.path(), OTHER).unwrap();
+        assert!(keys.read_again().unwrap());
+        assert_eq!([KEY, OTHER, LISTED].map(let_in), [false, true, true]);
+        // What cannot be used leaves them in force.
+        for broken in ["", "# none\n", "short\n", &format!("{KEY}\nshort")] {
+            std::fs::write(lines.path(), broken).unwrap();
+            assert_eq!(keys.read_again().unwrap_err().len(), 1, "{broken:?}");
+            assert_eq!([KEY, OTHER, LISTED].map(let_in), [false, true, true]);
+        }
+        std::fs::remove_file(lines.path()).unwrap();
+        assert_eq!(keys.read_again().unwrap_err().len(), 1);
+        assert_eq!(keys.count(), 2);
+        assert!(!Keys::default().read_again().unwrap(), "there is no file");
     }
 
     #[test]

@@ -3,9 +3,13 @@
 //! The public listener answers applications; the admin one shows metrics and health to operators.
 
 mod admin;
+mod again;
 mod classify;
 mod connection;
 mod error;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod grpc;
 pub mod http;
 mod keys;

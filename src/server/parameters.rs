@@ -9,7 +9,7 @@ use utoipa::IntoParams;
 
 use super::classify::{Request, Service};
 use super::error::{Error, Kind};
-use crate::policy::Choice;
+use crate::policy::{Choice, Costs, Selection};
 use crate::registry::Model;
 use crate::scheduler::Flow;
 use crate::text::shortened;
@@ -116,18 +116,35 @@ impl Parameters {
         flow: &Arc<Flow>,
         received: Instant,
     ) -> Result<Request, Error> {
+        let selection = self.selection(model.engine.costs(), model.engine.bundle().manifest.policy.threshold)?;
+        let most = service.limits.time.min(model.bounds.time);
+        let time = self.timeout()?.map_or(most, |time| most.min(time));
+        Ok(Request { model, selection, id, flow: Arc::clone(flow), deadline: received + time })
+    }
+
+    /// How masks are chosen, for a model with these `costs` and this keep `threshold` of its own.
+    ///
+    /// # Errors
+    /// A parameter does not fit the model.
+    pub(super) fn selection(&self, costs: &Costs, threshold: f64) -> Result<Selection, Error> {
         let choice = Choice {
-            path: self.path.map_or(Ok(Default::default()), |path| path.parse())?,
+            path: self.path.as_deref().map_or(Ok(Default::default()), str::parse)?,
             threshold: number("threshold", self.threshold.as_deref(), "a probability from 0 to 1")?,
             max_blocks: count("max_blocks", self.max_blocks.as_deref(), "a number of blocks")?
                 .map(|blocks| usize::try_from(blocks).unwrap_or(usize::MAX)),
             max_flops: count("max_flops", self.max_flops.as_deref(), "a number of FLOPs")?,
         };
-        let selection = choice.check(model.engine.costs(), model.engine.bundle().manifest.policy.threshold)?;
+        Ok(choice.check(costs, threshold)?)
+    }
+
+    /// The time that the request may take, where that is said.
+    ///
+    /// # Errors
+    /// It is no number.
+    pub(super) fn timeout(&self) -> Result<Option<Duration>, Error> {
+        let timeout = count("timeout", self.timeout.as_deref(), "a number of microseconds")?;
         // 0 is what Triton's clients send where no time was asked for.
-        let timeout = count("timeout", self.timeout.as_deref(), "a number of microseconds")?.filter(|time| *time > 0);
-        let time = timeout.map_or(service.limits.time, |time| service.limits.time.min(Duration::from_micros(time)));
-        Ok(Request { model, selection, id, flow: Arc::clone(flow), deadline: received + time })
+        Ok(timeout.filter(|time| *time > 0).map(Duration::from_micros))
     }
 }
 

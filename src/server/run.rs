@@ -5,11 +5,12 @@ use std::num::NonZero;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum_server::Handle;
+use futures_util::Stream;
 use tokio::net::TcpSocket;
 use tokio::task::JoinHandle;
 
@@ -18,9 +19,9 @@ use super::connection::Acceptor;
 use super::http::Origins;
 use super::keys::Keys;
 use super::readiness::Readiness;
-use super::{admin, grpc, http};
+use super::{admin, again, grpc, http};
 use crate::engine::{Paths, Provider, Runtime, RuntimeError};
-use crate::registry::{LoadOptions, Registry, RegistryError};
+use crate::registry::{LoadOptions, ModelsLimits, Registry, RegistryError};
 use crate::scheduler::{Admission, Bounds, Brownout, Scheduler};
 use crate::telemetry::Metrics;
 
@@ -45,6 +46,8 @@ pub struct Settings {
     pub write_timeout: Duration,
     /// Of the threads that serve, for who starts them.
     pub serving_nice: u8,
+    /// What each model may take of it, and of what else they share.
+    pub models_limits: ModelsLimits,
     /// Share of the images that run by the full net too, after their answers.
     pub shadow_rate: f64,
     /// The highest keep threshold under brownout, where there is any.
@@ -59,6 +62,8 @@ pub struct Settings {
     pub profiles: Option<PathBuf>,
     pub limits: Limits,
     pub drain: Duration,
+    /// Time that a worker may be at one batch before the server says that it is to be started again; `None` for ever.
+    pub stuck: Option<Duration>,
     /// Who may use the public listeners.
     pub keys: Keys,
     /// Web pages that may use the HTTP listener.
@@ -76,12 +81,14 @@ pub enum ServeError {
     Runtime(#[from] RuntimeError),
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Models(Vec<RegistryError>),
-    #[error("{0}")]
+    #[error("the operating system refuses what the server needs")]
     System(#[from] std::io::Error),
     #[error("stopped with {0} requests unanswered: the time to drain was over")]
     Unanswered(i64),
     #[error("stopped with a worker still running")]
     Running,
+    #[error("stopped since a worker ended in a panic")]
+    Lost,
 }
 
 /// Time in which a client has to send a request's head, the first one's start included.
@@ -100,16 +107,20 @@ mod cost {
 /// Connections to the admin listener: its own, so that applications do not keep operators out.
 const OPERATORS: usize = 64;
 
-/// Time for the last answers to get out once they are made.
+/// Time for the last answers to get out once they are made, at least.
 const LAST_BYTES: Duration = Duration::from_secs(1);
 
-/// Serves until `stop` resolves, then drains: not ready any more, new requests refused with 503, accepted ones answered
+/// Serves until `stop` resolves, and reads models and API keys anew each time that `again` says so; then drains: not ready any more, new requests refused with 503, accepted ones answered
 /// for at most `settings.drain`, metrics shown to the end.
 ///
 /// # Errors
-/// An address that cannot be listened on, ONNX Runtime or models that cannot be loaded, or accepted requests that were
-/// still unanswered, or a worker still running, when the time to drain was over.
-pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result<(), ServeError> {
+/// An address that cannot be listened on, ONNX Runtime or models that cannot be loaded, a worker that ended in a panic, or
+/// accepted requests that were still unanswered, or a worker still running, when the time to drain was over.
+pub async fn serve(
+    settings: Settings,
+    stop: impl Future<Output = ()>,
+    again: impl Stream<Item = ()> + Send + 'static,
+) -> Result<(), ServeError> {
     // Both ports are taken before anything slow, so that a taken one is said at once. The public one accepts no
     // connection until there is a model to serve.
     let public = Port::take("--http-addr", settings.http_addr)?;
@@ -126,7 +137,7 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     let readiness = Arc::new(Readiness::default());
     // Filled once there are models.
     let repository = Arc::new(OnceLock::new());
-    let routes = admin::router(Arc::clone(&metrics), Arc::clone(&readiness), Arc::clone(&repository));
+    let routes = admin::router(Arc::clone(&metrics), Arc::clone(&readiness), Arc::clone(&repository), settings.stuck);
     let acceptor = |name: &str, most: usize| Acceptor::new(most, settings.write_timeout, metrics.listener(name));
     let admin = Listener::start(operators, acceptor("admin", OPERATORS), routes)?;
     metrics.queue_limit.set(settings.max_queue.try_into().unwrap_or(i64::MAX));
@@ -143,6 +154,7 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
             warm_up: settings.warm_up,
             profiles: settings.profiles,
             brownout: settings.brownout,
+            limits: settings.models_limits,
             give_up: Arc::clone(&give_up),
         };
         move || Registry::load(&settings.models, settings.default_model.as_deref(), runtime, &options, &metrics)
@@ -163,7 +175,8 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     let brownout = settings.brownout.map(|most| Brownout::new(most, settings.brownout_wait, metrics.brownout_level()));
     let service = Arc::new(Service::new(
         Arc::clone(&registry),
-        Scheduler::start(settings.workers, settings.max_batch, settings.shadow_rate, brownout)?,
+        Arc::clone(&readiness),
+        Scheduler::start(settings.workers, settings.max_batch, settings.shadow_rate, brownout, &metrics.workers)?,
         Admission::new(
             Bounds {
                 images: settings.max_queue,
@@ -182,13 +195,19 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
         acceptor("http", settings.max_connections),
         http::router(Arc::clone(&service), settings.keys.clone(), settings.origins.clone()),
     )?;
-    let (calls, health) = grpc::router(Arc::clone(&service), settings.keys.clone()).await;
-    let grpc = Listener::start(services.listen()?, acceptor("grpc", settings.max_connections), calls)?;
+    let (calls, health) = grpc::router(Arc::clone(&service), settings.keys.clone());
+    let services = services.listen()?;
     let upkeep = tokio::spawn({
         let service = Arc::clone(&service);
         async move { tokio::join!(service.trim(), service.scheduler.watch()) }
     });
-    readiness.ready();
+    let models = registry.any();
+    readiness.ready({
+        let models = models.clone();
+        move || *models.borrow()
+    });
+    let health = health.follow(models).await;
+    let mut grpc = Listener::start(services, acceptor("grpc", settings.max_connections), calls)?;
     tracing::info!(
         address = %http.address,
         grpc = %grpc.address,
@@ -200,27 +219,45 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
         "ready"
     );
 
-    stop.await;
+    let reading = tokio::spawn(again::read_anew(again, Arc::clone(&registry), settings.keys.clone()));
+    let lost = tokio::select! {
+        () = &mut stop => false,
+        () = service.scheduler.lost() => {
+            tracing::error!("a worker ended in a panic: the server stops");
+            true
+        }
+    };
     readiness.stopping();
     service.admission.stop();
     service.scheduler.end_shadows();
     upkeep.abort();
-    grpc::stopping(&health).await;
+    reading.abort();
+    let health = health.stopping().await;
+    // Clients of gRPC keep their connections: they are told to make new ones, which a load balancer sends elsewhere. Over
+    // HTTP/1.1 an answer says so; a connection that is closed unasked may have a request under way.
+    if let Err(error) = grpc.turn_over() {
+        tracing::warn!(%error, "gRPC connections are not told to end: there is no listener for those to come");
+    }
     give_up.store(true, Ordering::Relaxed);
     let started = Instant::now();
     tracing::info!(requests = metrics.inflight.get(), "stopping: accepted requests are answered, new ones refused");
     while metrics.inflight.get() > 0 && started.elapsed() < settings.drain {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    // Counted before the connections are closed: that drops what is still being answered on them.
-    let unanswered = metrics.inflight.get();
-    tokio::join!(http.stop(LAST_BYTES), grpc.stop(LAST_BYTES));
     let left = || settings.drain.saturating_sub(started.elapsed()).max(LAST_BYTES);
+    // Counted before connections are cut off: that drops what is still being answered on them.
+    let unanswered = metrics.inflight.get();
+    health.end().await;
+    let slow = Instant::now() + left();
+    tokio::join!(http.stop(slow), grpc.stop(slow));
     let ended = service.scheduler.finish(left());
     paths.stop();
     let ended = registry.close(left()).await && ended;
     registry.save_profiles();
-    admin.stop(LAST_BYTES).await;
+    admin.stop(Instant::now() + LAST_BYTES).await;
+    if lost {
+        return Err(ServeError::Lost);
+    }
     if unanswered > 0 {
         return Err(ServeError::Unanswered(unanswered));
     }
@@ -262,16 +299,29 @@ impl Port {
 /// A listener being served.
 struct Listener {
     address: SocketAddr,
-    handle: Handle<SocketAddr>,
-    task: JoinHandle<std::io::Result<()>>,
+    socket: TcpListener,
+    acceptor: Acceptor,
+    router: Router,
+    /// Each with the connections that it took; the last one takes more.
+    served: Vec<(Handle<SocketAddr>, JoinHandle<std::io::Result<()>>)>,
 }
 
 impl Listener {
-    fn start(listener: TcpListener, acceptor: Acceptor, router: Router) -> std::io::Result<Self> {
-        let address = listener.local_addr()?;
+    fn start(socket: TcpListener, acceptor: Acceptor, router: Router) -> std::io::Result<Self> {
+        let address = socket.local_addr()?;
+        let mut listener = Self { address, socket, acceptor, router, served: Vec::new() };
+        listener.serve()?;
+        Ok(listener)
+    }
+
+    fn serve(&mut self) -> std::io::Result<()> {
+        let (socket, router) = (self.socket.try_clone()?, self.router.clone());
         let handle = Handle::new();
-        let mut server =
-            axum_server::from_tcp(listener)?.acceptor(acceptor).handle(handle.clone()).first_request_timeout(HEAD);
+        let mut server = axum_server::from_tcp(socket)?
+            .acceptor(self.acceptor.clone())
+            .handle(handle.clone())
+            .first_request_timeout(HEAD)
+            .accept_error_handler(tell(self.address));
         let builder = server.http_builder();
         builder
             .http1()
@@ -286,17 +336,54 @@ impl Listener {
             .initial_connection_window_size(cost::HTTP2_UNREAD_BYTES)
             .max_concurrent_streams(cost::HTTP2_STREAMS)
             .max_header_list_size(cost::HTTP2_HEAD_BYTES);
-        let task = tokio::spawn(server.serve(router.into_make_service()));
-        Ok(Self { address, handle, task })
+        self.served.push((handle, tokio::spawn(server.serve(router.into_make_service()))));
+        Ok(())
     }
 
-    /// Takes no more connections and gives those that are open `time` to finish.
-    async fn stop(self, time: Duration) {
-        self.handle.graceful_shutdown(Some(time));
-        match self.task.await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::error!(%error, "a listener failed"),
-            Err(error) => tracing::error!(%error, "a listener's task failed"),
+    /// Has the connections that are open end once what was asked on them is answered, and goes on taking others. Over
+    /// HTTP/2 their clients are told (GOAWAY), so that no request is lost on the way; over HTTP/1.1 they may be.
+    fn turn_over(&mut self) -> std::io::Result<()> {
+        let before = self.served.len();
+        self.serve()?;
+        self.served[..before].iter().for_each(|(handle, _)| handle.graceful_shutdown(None));
+        Ok(())
+    }
+
+    /// Takes no more connections and gives those that are open until `until` to finish.
+    async fn stop(self, until: Instant) {
+        drop(self.socket);
+        self.served.iter().for_each(|(handle, _)| handle.graceful_shutdown(None));
+        for (handle, mut task) in self.served {
+            let ended = match tokio::time::timeout_at(until.into(), &mut task).await {
+                Ok(ended) => ended,
+                Err(_) => {
+                    tracing::warn!(connections = handle.connection_count(), "connections are cut off");
+                    handle.shutdown();
+                    task.await
+                }
+            };
+            match ended {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!(%error, "a listener failed"),
+                Err(error) => tracing::error!(%error, "a listener's task failed"),
+            }
+        }
+    }
+}
+
+/// Logs that a listener cannot take connections, as where no file may be opened any more; it tries again many times a
+/// second, which is not all worth a line.
+fn tell(address: SocketAddr) -> impl Fn(Option<&SocketAddr>, &std::io::Error) + Send + Sync + 'static {
+    const PAUSE: Duration = Duration::from_secs(10);
+    let last = Mutex::new(None::<Instant>);
+    move |client, error| {
+        if client.is_some() {
+            return; // that one's own trouble
+        }
+        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.is_none_or(|last| last.elapsed() >= PAUSE) {
+            *last = Some(Instant::now());
+            tracing::warn!(%address, %error, "no connection can be taken; it is tried again");
         }
     }
 }

@@ -12,6 +12,7 @@ use prometheus::{
 
 use super::kept::{Kept, KeptBlocks};
 use super::policy::{Decided, Decisions};
+use super::workers::Workers;
 use crate::engine::{Answer, PathMetrics};
 use crate::policy::Costs;
 
@@ -74,6 +75,8 @@ pub enum Rejected {
     ConnectionFull,
     /// It would have been answered after its deadline.
     TooLate,
+    /// As many images of the model waited as may.
+    ModelQueueFull,
     /// Bodies in memory are at their limit.
     Memory,
     /// The server is stopping.
@@ -85,10 +88,11 @@ pub enum Rejected {
 }
 
 impl Rejected {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Unauthenticated,
         Self::QueueFull,
         Self::ConnectionFull,
+        Self::ModelQueueFull,
         Self::TooLate,
         Self::Memory,
         Self::ShuttingDown,
@@ -102,6 +106,7 @@ impl Rejected {
             Self::QueueFull => "queue_full",
             Self::ConnectionFull => "connection_full",
             Self::TooLate => "too_late",
+            Self::ModelQueueFull => "model_queue_full",
             Self::Memory => "memory",
             Self::ShuttingDown => "shutting_down",
             Self::Deadline => "deadline",
@@ -189,6 +194,9 @@ pub struct Metrics {
     blocks_kept: KeptBlocks,
     decisions: Decisions,
     model_ready: IntGaugeVec,
+    model_queue_full: IntCounterVec,
+    /// Taken over, refused.
+    reloads: [IntCounter; 2],
     models: Mutex<HashMap<String, Arc<ModelMetrics>>>,
     started: Instant,
     connections: IntGaugeVec,
@@ -199,6 +207,19 @@ pub struct Metrics {
     pub queue_limit: IntGauge,
     /// Requests being answered.
     pub inflight: IntGauge,
+    /// Threads that run images.
+    pub workers: Workers,
+    /// Models whose directory was refused when it was last read.
+    pub models_refused: IntGauge,
+}
+
+/// Counts a request as being answered until it is dropped.
+pub struct Entered(IntGauge);
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 /// The series of one model.
@@ -220,6 +241,7 @@ pub struct ModelMetrics {
     shadow_full: Counter,
     shadow_dropped: [IntCounter; 3],
     ready: IntGauge,
+    queue_full: IntCounter,
     started: Instant,
     /// For the engine to count its compiled paths.
     pub paths: PathMetrics,
@@ -279,7 +301,7 @@ impl Metrics {
             histograms("blockdrop_stage_duration_seconds", "Time that an image spent in a stage.", "stage", &SECONDS);
         let rejected = counters(
             "blockdrop_rejected_total",
-            "Requests turned away (unauthenticated, queue_full, connection_full, too_late, memory, shutting_down) and images given up (deadline, cancelled).",
+            "Requests turned away (unauthenticated, queue_full, model_queue_full, memory, shutting_down) and images given up (deadline, cancelled).",
             &["reason"],
         );
         let gauges = |name: &str, help: &str| {
@@ -291,8 +313,15 @@ impl Metrics {
             IntGaugeVec::new(Opts::new("blockdrop_connections", "Connections that are open."), &["listener"])
                 .expect("a valid name");
         put(Box::new(connections.clone()));
+        let reloads = counters(
+            "blockdrop_model_reloads_total",
+            "Models whose directory was read anew, by SIGHUP or by hand: taken over (ok), or refused while what was served is served on (refused).",
+            &["result"],
+        );
         let blocks_kept = KeptBlocks::new("blockdrop_blocks_kept", "Blocks kept for an image.");
         put(Box::new(blocks_kept.clone()));
+        let workers = Workers::new();
+        put(Box::new(workers.clone()));
         let info = Opts::new("blockdrop_build_info", "Always 1; the labels say what runs.")
             .const_label("version", env!("CARGO_PKG_VERSION"))
             .const_label("provider", provider)
@@ -366,9 +395,20 @@ impl Metrics {
                 "Connections that the server closed: as many were open as may be (limit), or the client did not take an answer in time (untaken).",
                 &["listener", "reason"],
             ),
+            model_queue_full: counters(
+                "blockdrop_model_queue_full_total",
+                "Requests refused since as many images of their model waited as may (--max-queue-per-model, --model-limit).",
+                &["model"],
+            ),
+            reloads: ["ok", "refused"].map(|result| reloads.with_label_values(&[result])),
+            models_refused: gauge(
+                "blockdrop_models_refused",
+                "Models whose directory was refused when it was last read: what is served of them is older, or nothing.",
+            ),
             queue_depth: gauge("blockdrop_queue_depth", "Images admitted whose path does not run yet."),
             queue_limit: gauge("blockdrop_queue_limit", "Images that may be admitted and wait (--max-queue)."),
             inflight: gauge("blockdrop_inflight_requests", "Requests being answered."),
+            workers,
             requests,
             request_duration,
             models: Mutex::new(HashMap::new()),
@@ -413,6 +453,7 @@ impl Metrics {
             shadow_full,
             shadow_dropped: Dropped::ALL.map(dropped),
             ready: self.model_ready.with_label_values(&[name]),
+            queue_full: self.model_queue_full.with_label_values(&[name]),
             started: self.started,
         });
         models.insert(name.to_owned(), Arc::clone(&model));
@@ -430,6 +471,14 @@ impl Metrics {
         ConnectionMetrics { open: self.connections.with_label_values(&[name]), closed: Closed::ALL.map(closed) }
     }
 
+    /// Says no more that the model called `name` is not ready: there is none of that name. Its counts stay, and go on if
+    /// there is one again.
+    pub fn gone(&self, name: &str) {
+        let mut models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
+        models.remove(name);
+        drop(self.model_ready.remove_label_values(&[name])); // it may never have been there
+    }
+
     /// Counts an answered request, over gRPC an answered message. A code that no route answers with is counted as 400,
     /// so that labels stay bounded; over gRPC as `INVALID_ARGUMENT`.
     pub fn request(&self, protocol: &str, code: &str, took: Duration) {
@@ -440,12 +489,23 @@ impl Metrics {
         self.request_duration.with_label_values(&[protocol]).observe(took.as_secs_f64());
     }
 
+    /// Counts a request that is being answered from now on.
+    pub fn enter(&self) -> Entered {
+        self.inflight.inc();
+        Entered(self.inflight.clone())
+    }
+
     pub fn stage(&self, stage: Stage, took: Duration) {
         self.stages[stage as usize].observe(took.as_secs_f64());
     }
 
     pub fn reject(&self, reason: Rejected) {
         self.rejected[reason as usize].inc();
+    }
+
+    /// Counts a model whose directory was read anew: `ok`, or refused.
+    pub fn reloaded(&self, ok: bool) {
+        self.reloads[usize::from(!ok)].inc();
     }
 
     /// The text format of Prometheus.
@@ -510,6 +570,11 @@ impl ModelMetrics {
     /// Counts a group that ran a path together.
     pub fn batch(&self, images: usize) {
         self.batch_size.observe(images as f64);
+    }
+
+    /// Counts a request that was refused since as many of the model's images waited as may.
+    pub fn queue_full(&self) {
+        self.queue_full.inc();
     }
 
     pub fn set_ready(&self, ready: bool) {

@@ -8,6 +8,8 @@ use prost::Message;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use crate::net::{MEAN, STD};
+
 pub(crate) const OPSET: i64 = 17;
 
 pub(crate) struct Builder {
@@ -22,6 +24,13 @@ pub(crate) struct Conv {
     pub(crate) to: u64,
     pub(crate) kernel: u64,
     pub(crate) stride: u64,
+}
+
+/// An image of one colour.
+#[derive(Clone, Copy)]
+pub(crate) enum Extreme {
+    White,
+    Black,
 }
 
 impl Builder {
@@ -101,6 +110,49 @@ impl Builder {
             ..Default::default()
         });
         self.node("Pad", layer, &[&pooled, &pads], vec![])
+    }
+
+    /// Adds nothing to `x`, `[N, ...]`, except where an image, `[N, 3, H, W]`, is all of one colour: there ONNX Runtime
+    /// fails. The nothing is looked up in a table of one zero, at a place that is beyond it for such an image.
+    pub(crate) fn trap(&mut self, layer: &str, image: &str, extreme: Extreme, x: &str) -> String {
+        let layer = format!("{layer}.trap");
+        // Half a shade off the colour.
+        let normalised =
+            |shade: f64| MEAN.iter().zip(STD).map(move |(mean, std)| ((shade / 255.0 - mean) / std) as f32);
+        let axes = || vec![AttributeProto::of_ints("axes", &[1, 2, 3])];
+        let beyond = match extreme {
+            Extreme::White => {
+                let least = self.node("ReduceMin", &layer, &[image], axes());
+                let limit = self.number(&layer, normalised(254.5).fold(f32::MAX, f32::min));
+                self.node("Sub", &layer, &[&least, &limit], vec![])
+            }
+            Extreme::Black => {
+                let most = self.node("ReduceMax", &layer, &[image], axes());
+                let limit = self.number(&layer, normalised(0.5).fold(f32::MIN, f32::max));
+                self.node("Sub", &layer, &[&limit, &most], vec![])
+            }
+        };
+        let beyond = self.node("Relu", &layer, &[&beyond], vec![]);
+        let place = self.node("Ceil", &layer, &[&beyond], vec![]);
+        let place = self.node("Cast", &layer, &[&place], vec![AttributeProto::of_int("to", DataType::Int64 as i64)]);
+        let table = self.number(&format!("{layer}.table"), 0.0);
+        let nothing = self.node("Gather", &layer, &[&table, &place], vec![]);
+        // An operator without a shape rule.
+        self.graph.value_info.push(value(&nothing, &[1, 1, 1]));
+        self.node("Add", &layer, &[x, &nothing], vec![])
+    }
+
+    /// A tensor of one number.
+    fn number(&mut self, layer: &str, number: f32) -> String {
+        let name = format!("{layer}.number");
+        self.graph.initializer.push(TensorProto {
+            name: Some(name.clone()),
+            dims: vec![1],
+            data_type: Some(DataType::Float as i32),
+            float_data: vec![number],
+            ..Default::default()
+        });
+        name
     }
 
     fn weight(&mut self, name: &str, shape: &[u64], scale: f32) -> String {

@@ -7,7 +7,11 @@ use blockdrop::policy::Mask;
 use rand::{Rng, RngExt};
 use serde_json::json;
 
-use crate::builder::{Builder, Conv, OPSET};
+use crate::builder::{Builder, Conv, Extreme, OPSET};
+
+/// How pixels are normalised, channel by channel.
+pub(crate) const MEAN: [f64; 3] = [0.5, 0.45, 0.4];
+pub(crate) const STD: [f64; 3] = [0.25, 0.25, 0.3];
 
 /// The residual branch of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +44,9 @@ pub struct Net {
     /// Height and width of the image; halved with each segment but the first.
     pub side: u64,
     pub classes: u64,
+    /// ONNX Runtime fails on some images: the stem on one that is all white, the policy on one that is all black. All
+    /// others get the same values as without.
+    pub traps: bool,
 }
 
 struct BlockSpec {
@@ -63,6 +70,7 @@ impl Net {
             width: 4,
             side: 16,
             classes: 10,
+            traps: false,
         }
     }
 
@@ -77,6 +85,7 @@ impl Net {
             width: generator.random_range(2..=6),
             side: 8,
             classes: generator.random_range(2..=7),
+            traps: false,
         }
     }
 
@@ -111,7 +120,10 @@ impl Net {
 
     fn stem(&self, builder: &mut Builder, image: &str) -> String {
         let conv = Conv { from: 3, to: self.stem_channels(), kernel: 3, stride: 1 };
-        let x = builder.conv("stem", image, conv, 1.0);
+        let mut x = builder.conv("stem", image, conv, 1.0);
+        if self.traps {
+            x = builder.trap("stem", image, Extreme::White, &x);
+        }
         builder.node("Relu", "stem", &[&x], vec![])
     }
 
@@ -204,7 +216,10 @@ impl Net {
             "policy.onnx",
             graph(("image", &image), ("logits", &[blocks]), &|builder| {
                 let conv = Conv { from: 3, to: 8, kernel: 3, stride: 2 };
-                let x = builder.conv("policy", "image", conv, 1.0);
+                let mut x = builder.conv("policy", "image", conv, 1.0);
+                if self.traps {
+                    x = builder.trap("policy", "image", Extreme::Black, &x);
+                }
                 let x = builder.node("Relu", "policy", &[&x], vec![]);
                 let x = builder.node("GlobalAveragePool", "policy", &[&x], vec![]);
                 let x = builder.node("Flatten", "policy", &[&x], vec![]);
@@ -254,7 +269,7 @@ impl Net {
             "labels": labels,
             "input": {
                 "channels": 3, "height": self.side, "width": self.side,
-                "mean": [0.5, 0.45, 0.4], "std": [0.25, 0.25, 0.3],
+                "mean": MEAN, "std": STD,
                 "resize": {"short_side": self.side, "filter": "bilinear"},
             },
             "policy": policy, "stem": stem, "segments": segments, "head": head,

@@ -35,6 +35,13 @@ pub(crate) fn png(seed: u64) -> Vec<u8> {
     picture(seed, 16, ImageFormat::Png)
 }
 
+/// A picture of the size that [`Net::tiny`] takes of one shade of grey, as PNG.
+pub(crate) fn blank(shade: u8) -> Vec<u8> {
+    let mut bytes = Cursor::new(Vec::new());
+    RgbImage::from_pixel(16, 16, image::Rgb([shade; 3])).write_to(&mut bytes, ImageFormat::Png).expect("it is encoded");
+    bytes.into_inner()
+}
+
 /// A net that a worker is busy with for a while: 16 gigaflops an image.
 pub(crate) fn heavy(seed: u64) -> Net {
     Net { segments: vec![4, 4, 4], width: 48, side: 128, ..Net::tiny(seed) }
@@ -45,6 +52,15 @@ pub(crate) fn models(name: &str, net: &Net) -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("a directory");
     net.write(&dir.path().join(name).join("1")).expect("the bundle can be written");
     dir
+}
+
+/// Puts a bundle of `net` at `<name>/<version>`, in place of what is there.
+pub(crate) fn put(models: &Path, name: &str, version: u64, net: &Net) {
+    let dir = models.join(name).join(version.to_string());
+    if dir.exists() {
+        std::fs::remove_dir_all(&dir).expect("the directory can be removed");
+    }
+    net.write(&dir).expect("the bundle can be written");
 }
 
 /// Writes a file of frequent masks (a bundle's `paths.json`, or a server's profile).

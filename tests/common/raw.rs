@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 use super::PATIENCE;
@@ -59,6 +59,14 @@ impl Raw {
         let stream = timeout(PATIENCE, TcpStream::connect(address)).await.expect("connecting does not hang")?;
         stream.set_nodelay(true)?;
         Ok(Self { stream, rest: Vec::new() })
+    }
+
+    /// A client that has hardly room for what it does not read.
+    pub(crate) async fn narrow(address: SocketAddr) -> Self {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.set_recv_buffer_size(4096).expect("a small buffer");
+        let stream = timeout(PATIENCE, socket.connect(address)).await.expect("connecting does not hang");
+        Self { stream: stream.expect("the server takes connections"), rest: Vec::new() }
     }
 
     /// Writes `bytes`; a server that has closed the connection already is no error here: its answer may still be read.

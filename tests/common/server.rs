@@ -115,6 +115,16 @@ impl Server {
         kill_process(Pid::from_child(&self.child), signal).expect("the server runs");
     }
 
+    /// Time that the processor spent on the server so far. The server itself does not know it where it may open no file.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn processor(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("the server runs");
+        let (_, after) = stat.rsplit_once(')').expect("the name of the command");
+        let ticks: Vec<u64> =
+            after.split_whitespace().skip(11).take(2).map(|ticks| ticks.parse().unwrap_or(0)).collect();
+        Duration::from_secs(ticks.iter().sum()) / rustix::param::clock_ticks_per_second() as u32
+    }
+
     /// Waits for the server to end.
     pub(crate) fn ended(&mut self) -> ExitStatus {
         let until = Instant::now() + PATIENCE;

@@ -109,6 +109,41 @@ fn reshapes_and_pads_follow_their_constants() {
     );
 }
 
+fn node(op: &str, inputs: &[&str], output: &str) -> NodeProto {
+    NodeProto {
+        op_type: Some(op.into()),
+        name: Some("n".into()),
+        input: inputs.iter().map(|&name| name.into()).collect(),
+        output: vec![output.into()],
+        ..Default::default()
+    }
+}
+
+#[test]
+fn values_are_made_once_and_before_they_are_used() {
+    let refused = |node: Vec<NodeProto>, initializer: Vec<TensorProto>| {
+        let graph = GraphProto { node, initializer, ..Default::default() };
+        let Err(Problem { at, found, .. }) = infer(&graph, 17, "x", vec![1, 1, 3, 3]) else { panic!("it is taken") };
+        (at, found)
+    };
+    let filter = || weight("w", &[1, 1, 1, 1]);
+    // No rule looks at a convolution's bias.
+    let (at, found) = refused(vec![node("Conv", &["x", "w", "bias"], "y")], vec![filter()]);
+    assert_eq!((at.as_str(), found.as_str()), ("node 'n' (Conv)", "input 'bias' not made before it"));
+    let (at, found) = refused(vec![node("Relu", &["x"], "y"), node("Relu", &["y"], "y")], vec![]);
+    assert_eq!(at, "node 'n' (Relu): its output 'y'");
+    assert_eq!(found, "a name that another value has");
+    assert_eq!(refused(vec![node("Relu", &["x"], "x")], vec![]).0, "node 'n' (Relu): its output 'x'");
+    assert_eq!(refused(vec![node("Relu", &["x"], "w")], vec![filter()]).0, "node 'n' (Relu): its output 'w'");
+    assert_eq!(refused(vec![], vec![filter(), filter()]).0, "initializer 'w'");
+    assert_eq!(refused(vec![], vec![weight("x", &[1])]).0, "initializer 'x'");
+    assert_eq!(refused(vec![], vec![weight("", &[1])]).1, "no name");
+    // Inputs and outputs that are left out have no name.
+    let clip = NodeProto { output: vec!["y".into(), String::new()], ..node("Clip", &["x", "", "w"], "") };
+    let graph = GraphProto { node: vec![clip], initializer: vec![filter()], ..Default::default() };
+    assert!(infer(&graph, 17, "x", vec![1, 1, 3, 3]).is_ok());
+}
+
 #[test]
 fn absurd_sizes_are_an_error_and_not_an_overflow() {
     for (x, w) in [([1, 1 << 40, 9, 9], [1 << 40, 1 << 40, 1, 1]), ([1 << 62, 8, 9, 9], [8, 8, 3, 3])] {

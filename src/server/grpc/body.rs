@@ -36,9 +36,11 @@ impl Arrived {
     }
 }
 
-/// `body` within the limits of `service`; the memory of its messages is in [`Arrived`].
-pub(super) fn limited(service: Arc<Service>, body: Body) -> (Body, Arrived) {
+/// `body` within the limits of `service`; the memory of its messages is in [`Arrived`]. A message has its time from its
+/// first byte on; of a `unary` call the body has it, from the call's head on.
+pub(super) fn limited(service: Arc<Service>, body: Body, unary: bool) -> (Body, Arrived) {
     let arrived = Arrived::default();
+    let late = unary.then(|| service.limits.time).map(|time| Box::pin(tokio::time::sleep(time)));
     let messages = Messages {
         body: body.into_data_stream(),
         service,
@@ -48,7 +50,8 @@ pub(super) fn limited(service: Arc<Service>, body: Body) -> (Body, Arrived) {
         memory: Memory::new(),
         held: 0,
         length: 0,
-        late: None,
+        unary,
+        late,
         begun: BytesMut::new(),
         whole: VecDeque::new(),
         ended: false,
@@ -71,7 +74,8 @@ struct Messages {
     memory: Memory,
     /// Bytes that `memory` is for.
     held: usize,
-    /// When a message that has begun has to be there.
+    unary: bool,
+    /// When a message that has begun has to be there, or a unary call's body.
     late: Option<Pin<Box<tokio::time::Sleep>>>,
     /// What has come of a message that is not whole yet. Copied together: a client may send a byte at a time.
     begun: BytesMut,
@@ -141,7 +145,10 @@ impl Messages {
             if self.left == 0 {
                 self.arrived.push(std::mem::take(&mut self.memory));
                 self.head.clear();
-                (self.held, self.length, self.late) = (0, 0, None);
+                (self.held, self.length) = (0, 0);
+                if !self.unary {
+                    self.late = None;
+                }
                 whole = all - chunk.len();
             }
         }
@@ -182,11 +189,10 @@ impl Stream for Messages {
                         return Poll::Pending;
                     }
                     self.ended = true;
-                    let found = self.length - self.left;
-                    let error = Error::new(
-                        Kind::BodyTimeout,
-                        format!("the message did not arrive in time: found {found} of its {} bytes", self.length),
-                    );
+                    let (found, all) = (self.length - self.left, self.length);
+                    let found =
+                        if all > 0 { format!("found {found} of its {all} bytes") } else { "found none".to_owned() };
+                    let error = Error::new(Kind::BodyTimeout, format!("the message did not arrive in time: {found}"));
                     return Poll::Ready(Some(Err(error.into())));
                 }
             }

@@ -26,16 +26,25 @@ pub(super) struct Call {
     /// When its client stops waiting.
     deadline: Option<Instant>,
     arrived: Arrived,
+    /// Whether it is counted among those being answered from its head on, not only while a message is answered.
+    entered: bool,
     /// Whether a message of it was [answered], and so counted.
     pub(super) counted: Arc<AtomicBool>,
 }
 
 impl Call {
-    /// The call with these `headers` over the connection of `flow`, whose messages are [`Arrived`].
+    /// The call with these `headers` over the connection of `flow`, whose messages are [`Arrived`]; whether it has `entered`
+    /// already.
     ///
     /// # Errors
     /// Its timeout is none.
-    pub(super) fn new(id: RequestId, flow: Arc<Flow>, headers: &HeaderMap, arrived: Arrived) -> Result<Self, Error> {
+    pub(super) fn new(
+        id: RequestId,
+        flow: Arc<Flow>,
+        headers: &HeaderMap,
+        arrived: Arrived,
+        entered: bool,
+    ) -> Result<Self, Error> {
         let timeout = headers.get("grpc-timeout").map(|value| {
             let text = value.to_str().unwrap_or("");
             timeout(text).ok_or_else(|| {
@@ -46,7 +55,7 @@ impl Call {
             })
         });
         let deadline = timeout.transpose()?.and_then(|timeout| Instant::now().checked_add(timeout));
-        Ok(Self { id, flow, deadline, arrived, counted: Arc::default() })
+        Ok(Self { id, flow, deadline, arrived, entered, counted: Arc::default() })
     }
 
     /// The call that the layer in front has put there.
@@ -113,7 +122,6 @@ struct Observed<'s> {
 
 impl Drop for Observed<'_> {
     fn drop(&mut self) {
-        self.service.metrics.inflight.dec();
         self.service.metrics.request("grpc", code_name(self.code), self.started.elapsed());
     }
 }
@@ -126,7 +134,7 @@ pub(super) async fn answered<T>(
     answer: impl Future<Output = Result<T, Error>>,
 ) -> Result<T, Error> {
     call.counted.store(true, Ordering::Relaxed);
-    service.metrics.inflight.inc();
+    let _under_way = (!call.entered).then(|| service.metrics.enter());
     let mut observed = Observed { service, started: Instant::now(), code: Code::Cancelled };
     let span = tracing::debug_span!("request", request_id = call.id.as_str(), method, status = tracing::field::Empty,);
     let caught = std::panic::AssertUnwindSafe(answer.instrument(span.clone())).catch_unwind();

@@ -3,8 +3,12 @@
 mod body;
 mod call;
 mod classifier;
+mod health;
 mod oip;
 mod status;
+
+#[cfg(feature = "fuzzing")]
+pub(super) use oip::images;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,7 +22,6 @@ use axum::response::{IntoResponse, Response};
 use tonic::Status;
 use tonic::codec::CompressionEncoding::{Deflate, Gzip};
 use tonic::service::Routes;
-use tonic_health::server::HealthReporter;
 
 use super::classify::Service;
 use super::connection::Connection;
@@ -30,25 +33,21 @@ use crate::proto::inference::grpc_inference_service_server::GrpcInferenceService
 use crate::proto::v1::classifier_server::ClassifierServer;
 use call::Call;
 use classifier::Typed;
+pub(super) use health::Health;
 use oip::Oip;
-
-/// The names that `grpc.health.v1` knows: the server as a whole, and its services.
-const SERVICES: [&str; 3] = ["", "inference.GRPCInferenceService", "blockdrop.v1.Classifier"];
 
 /// The calls that run images: a server that is full says so before it reads their messages.
 const CLASSIFYING: [&str; 2] = ["/inference.GRPCInferenceService/ModelInfer", "/blockdrop.v1.Classifier/Classify"];
 
-/// The public services, for those who have one of the `keys`, and who reports their health.
+/// The public services, for those who have one of the `keys`, and what tells their health.
 ///
 /// # Panics
 /// The descriptors in this binary are broken.
-pub(super) async fn router(service: Arc<Service>, keys: Keys) -> (Router, HealthReporter) {
+pub(super) fn router(service: Arc<Service>, keys: Keys) -> (Router, Health) {
     let guard = Guard { keys, metrics: Arc::clone(&service.metrics), open: is_open };
     let most = service.limits.body;
     let (reporter, health) = tonic_health::server::health_reporter();
-    for name in SERVICES {
-        reporter.set_service_status(name, tonic_health::ServingStatus::Serving).await;
-    }
+    let told = Health::new(reporter, Arc::clone(&service.readiness));
     let inference = GrpcInferenceServiceServer::new(Oip { service: Arc::clone(&service) });
     let classifier = ClassifierServer::new(Typed { service: Arc::clone(&service) });
     let reflection = || {
@@ -77,7 +76,7 @@ pub(super) async fn router(service: Arc<Service>, keys: Keys) -> (Router, Health
         .add_service(v1)
         .add_service(v1alpha);
     let router = routes.into_axum_router().layer(from_fn_with_state((service, guard), head));
-    (router, reporter)
+    (router, told)
 }
 
 /// What needs no key.
@@ -86,17 +85,12 @@ fn is_open(path: &str) -> bool {
         || matches!(path, "/inference.GRPCInferenceService/ServerLive" | "/inference.GRPCInferenceService/ServerReady")
 }
 
-/// Tells clients that watch that the server stops.
-pub(super) async fn stopping(reporter: &HealthReporter) {
-    for name in SERVICES {
-        reporter.set_service_status(name, tonic_health::ServingStatus::NotServing).await;
-    }
-}
-
 /// Reads a call's head: its id and deadline; and limits its body. Counts calls that end before a message of theirs is
 /// answered: refused here, unknown, or with a message that cannot be read.
 async fn head(State((service, guard)): State<(Arc<Service>, Guard)>, request: Request, next: Next) -> Response {
     let (started, id) = (Instant::now(), RequestId::of(&request));
+    // From here on, so that one that is admitted is waited for while its message arrives.
+    let _under_way = classifies(&request).then(|| service.metrics.enter());
     let admitted = guard.check(request.uri().path(), request.headers());
     let (mut response, counted) = match admitted.and_then(|()| called(&service, request, &id)) {
         Ok((request, call)) => (next.run(request).await, call.counted.load(Ordering::Relaxed)),
@@ -111,15 +105,20 @@ async fn head(State((service, guard)): State<(Arc<Service>, Guard)>, request: Re
     response
 }
 
+fn classifies(request: &Request) -> bool {
+    CLASSIFYING.contains(&request.uri().path())
+}
+
 fn called(service: &Arc<Service>, request: Request, id: &RequestId) -> Result<(Request, Call), Error> {
     let connection = request.extensions().get::<Connection>().expect("a request comes over a connection");
     let flow = Arc::clone(&connection.flow);
-    if CLASSIFYING.contains(&request.uri().path()) {
+    let classifies = classifies(&request);
+    if classifies {
         service.admit(&flow, Instant::now() + service.limits.time)?;
     }
     let (mut head, body) = request.into_parts();
-    let (body, arrived) = body::limited(Arc::clone(service), body);
-    let call = Call::new(id.clone(), flow, &head.headers, arrived)?;
+    let (body, arrived) = body::limited(Arc::clone(service), body, classifies);
+    let call = Call::new(id.clone(), flow, &head.headers, arrived, classifies)?;
     head.extensions.insert(call.clone());
     Ok((Request::from_parts(head, body), call))
 }

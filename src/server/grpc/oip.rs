@@ -10,9 +10,10 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::call::{Answers, Call, answered, answers};
 use super::status::CODE;
+use crate::bundle::InputSpec;
 use crate::proto::inference::grpc_inference_service_server::GrpcInferenceService;
 use crate::proto::inference::infer_parameter::ParameterChoice;
-use crate::proto::inference::model_infer_request::InferRequestedOutputTensor;
+use crate::proto::inference::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
 use crate::proto::inference::model_infer_response::InferOutputTensor;
 use crate::proto::inference::model_metadata_response::TensorMetadata;
 use crate::proto::inference::repository_index_response::ModelIndex;
@@ -26,7 +27,7 @@ use crate::proto::inference::{
     ServerMetadataResponse, ServerReadyRequest, ServerReadyResponse, StatisticDuration,
 };
 use crate::registry::Model;
-use crate::server::classify::Service;
+use crate::server::classify::{Image, Service};
 use crate::server::error::{Error, Kind};
 use crate::server::oip::{self, Contents, Infer, Inferred, Value, Wanted};
 use crate::server::parameters::{Parameters, check_id};
@@ -69,7 +70,7 @@ impl GrpcInferenceService for Oip {
         &self,
         request: Request<ServerReadyRequest>,
     ) -> Result<Response<ServerReadyResponse>, Status> {
-        let ready = |service: &Service, _: &_| Ok(ServerReadyResponse { ready: !service.admission.is_stopping() });
+        let ready = |service: &Service, _: &_| Ok(ServerReadyResponse { ready: service.readiness.is_ready() });
         self.told("ServerReady", &request, ready).await
     }
 
@@ -157,7 +158,7 @@ impl GrpcInferenceService for Oip {
         self.told("ModelConfig", &request, |service, asked| {
             let found = find(service, &asked.name, &asked.version)?;
             let oip::ModelConfig { name, platform, backend, max_batch_size, input, output } =
-                oip::ModelConfig::of(&found, service.most_images());
+                oip::ModelConfig::of(&found, service.most_images(&found));
             let data_type = |name: &str| DataType::from_str_name(name).unwrap_or(DataType::TypeInvalid).into();
             let input = input.into_iter().map(|tensor| ModelInput {
                 name: tensor.name.to_owned(),
@@ -267,17 +268,8 @@ async fn infer(service: &Service, call: &Call, message: ModelInferRequest) -> Re
     let top_k = parameters.top_k()?;
     let wanted = wanted(&outputs)?;
     let request = call.within(parameters.request(service, call.id.as_str().into(), &call.flow, received)?);
-
-    let wrong = |problem: String| Error::new(Kind::InvalidBody, format!("inputs: {problem}"));
-    let [input] = <[_; 1]>::try_from(inputs)
-        .map_err(|found| wrong(format!("found {}, expected one named {}", found.len(), oip::INPUT)))?;
-    if let Some(name) = input.parameters.keys().find(|name| name.starts_with("shared_memory")) {
-        return Err(wrong(format!("found {}, expected contents: shared memory is not read", shortened(name))));
-    }
-    let contents = contents(input.contents, raw_input_contents, &input.datatype)?;
-    let most = service.most_images();
-    let expected = oip::Expected::new(&request.model, &input.name, &input.datatype, &input.shape, most)?;
-    let images = expected.images(contents)?;
+    let spec = &request.model.engine.bundle().manifest.input;
+    let images = images(inputs, raw_input_contents, spec, service.most_images(&request.model))?;
     let model = Arc::clone(&request.model);
     let inferred = Infer { request, images, wanted, top_k }.run(service).await?;
     Ok(written(&model, id, inferred))
@@ -325,6 +317,23 @@ fn wanted(outputs: &[InferRequestedOutputTensor]) -> Result<Vec<Wanted>, Error> 
     let wanted: Vec<Wanted> = each.collect::<Result<_, Error>>()?;
     Wanted::distinct(&wanted)?;
     Ok(wanted)
+}
+
+/// The images of a message's `inputs` and `raw` contents, at most `most`, for a model that takes `spec`.
+pub(in crate::server) fn images(
+    inputs: Vec<InferInputTensor>,
+    raw: Vec<bytes::Bytes>,
+    spec: &InputSpec,
+    most: usize,
+) -> Result<Vec<Image>, Error> {
+    let wrong = |problem: String| Error::new(Kind::InvalidBody, format!("inputs: {problem}"));
+    let [input] = <[_; 1]>::try_from(inputs)
+        .map_err(|found| wrong(format!("found {}, expected one named {}", found.len(), oip::INPUT)))?;
+    if let Some(name) = input.parameters.keys().find(|name| name.starts_with("shared_memory")) {
+        return Err(wrong(format!("found {}, expected contents: shared memory is not read", shortened(name))));
+    }
+    let contents = contents(input.contents, raw, &input.datatype)?;
+    oip::Expected::new(spec, &input.name, &input.datatype, &input.shape, most)?.images(contents)
 }
 
 /// The contents of the only input.

@@ -14,6 +14,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use utoipa::ToSchema;
 
 use super::json::Object;
+use crate::registry::Model;
 use crate::scheduler::Flow;
 use crate::server::classify::{BODY_UNIT, Service};
 use crate::server::error::{Error, Kind};
@@ -88,18 +89,19 @@ fn failed(error: &axum::Error) -> Error {
 pub(super) const EXPECTED: &str = "an image's bytes, multipart/form-data with parts named image, \
                         or JSON {\"images\":[{\"b64\":\"...\"}]}";
 
-/// The images of a body, in order; one that cannot be taken out is an error of its own.
+/// The images of a body for `model`, in order; one that cannot be taken out is an error of its own.
 ///
 /// # Errors
 /// The body as a whole cannot be understood, or has more images than may be.
 pub(super) async fn images(
     service: &Service,
     flow: &Flow,
+    model: &Model,
     headers: &HeaderMap,
     body: &Bytes,
     deadline: Instant,
 ) -> Result<Vec<Result<Bytes, Error>>, Error> {
-    let most = service.most_images();
+    let most = service.most_images(model);
     let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
     match content_type.split(';').next().unwrap_or("").trim().to_ascii_lowercase().as_str() {
         "multipart/form-data" => multipart(content_type, body, most).await,
@@ -126,7 +128,11 @@ pub(super) struct Form {
     image: Vec<super::openapi::Bytes>,
 }
 
-async fn multipart(content_type: &str, body: &Bytes, most: usize) -> Result<Vec<Result<Bytes, Error>>, Error> {
+pub(in crate::server) async fn multipart(
+    content_type: &str,
+    body: &Bytes,
+    most: usize,
+) -> Result<Vec<Result<Bytes, Error>>, Error> {
     let wrong = |problem: String| Error::new(Kind::InvalidBody, format!("multipart: {problem}"));
     let boundary = multer::parse_boundary(content_type).map_err(|error| wrong(error.to_string()))?;
     let whole = futures_util::stream::iter([Ok::<_, std::convert::Infallible>(body.clone())]);
@@ -196,7 +202,7 @@ fn bounded<'de, D: Deserializer<'de>>(list: D) -> Result<Vec<Object<EncodedImage
     list.deserialize_seq(Bounded)
 }
 
-fn json(body: &Bytes, most: usize) -> Result<Vec<Result<Bytes, Error>>, Error> {
+pub(in crate::server) fn json(body: &Bytes, most: usize) -> Result<Vec<Result<Bytes, Error>>, Error> {
     let Object(encoded): Object<Encoded<'_>> = serde_json::from_slice(body).map_err(|error| {
         Error::new(Kind::InvalidBody, format!("JSON: {error}; expected {{\"images\":[{{\"b64\":\"...\"}}]}}"))
     })?;

@@ -70,11 +70,11 @@ pub(super) async fn classify(
     let top_k = parameters.top_k()?.unwrap_or(5);
     let request = parameters.request(&service, id.as_str().into(), &flow, received)?;
     // A server that is full says so before it reads a body.
-    service.admit(&flow, request.deadline)?;
+    service.admit_to(&flow, &request.model, request.deadline)?;
     let (head, content) = http.into_parts();
     let deadline = received + service.limits.time;
     let held = body::read(&service, &head.headers, content, deadline, body::EXPECTED).await?;
-    let images = body::images(&service, &flow, &head.headers, &held.bytes, deadline).await?;
+    let images = body::images(&service, &flow, &request.model, &head.headers, &held.bytes, deadline).await?;
     let single = images.len() == 1;
     let images = images.into_iter().map(|image| image.map(Image::Encoded)).collect();
     let results = service.classify(&request, images).await?;

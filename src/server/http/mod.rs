@@ -12,7 +12,11 @@ mod openapi;
 mod page;
 
 pub use body::MOST_IMAGES;
+#[cfg(feature = "fuzzing")]
+pub(super) use body::{json, multipart};
 pub use cors::Origins;
+#[cfg(feature = "fuzzing")]
+pub(super) use oip::{Asked, JSON_LENGTH, json_length, split};
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -31,6 +35,7 @@ use self::openapi::ErrorBody;
 use super::classify::Service;
 use super::error::{Error, Kind};
 use super::keys::{Guard, Keys, require};
+use crate::telemetry::metrics::Entered;
 use crate::text::shortened;
 
 /// The public routes, for those who have one of the `keys`, and for web pages of `origins`.
@@ -169,6 +174,7 @@ fn panicked(_: Box<dyn std::any::Any + Send>) -> Response {
 /// Counts the request, and one that its client abandoned too, when it is dropped unanswered.
 struct Observed {
     service: Arc<Service>,
+    _under_way: Entered,
     started: Instant,
     code: Option<u16>,
 }
@@ -177,15 +183,13 @@ impl Drop for Observed {
     fn drop(&mut self) {
         /// nginx's code for a client that closed the connection before its answer.
         const CLIENT_CLOSED: u16 = 499;
-        self.service.metrics.inflight.dec();
         self.service.metrics.request("http", &self.code.unwrap_or(CLIENT_CLOSED).to_string(), self.started.elapsed());
     }
 }
 
 /// Metrics and a span around each request.
 async fn observe(State(service): State<Arc<Service>>, request: Request, next: Next) -> Response {
-    service.metrics.inflight.inc();
-    let mut observed = Observed { service, started: Instant::now(), code: None };
+    let mut observed = Observed { _under_way: service.metrics.enter(), service, started: Instant::now(), code: None };
     let id = request.extensions().get::<RequestId>().cloned();
     let id = id.as_ref().map_or("", RequestId::as_str);
     let route = request.extensions().get::<MatchedPath>().cloned();

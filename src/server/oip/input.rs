@@ -2,7 +2,7 @@
 
 use bytes::{Buf, Bytes};
 
-use crate::registry::Model;
+use crate::bundle::InputSpec;
 use crate::server::classify::Image;
 use crate::server::error::{Error, Kind};
 use crate::text::shortened;
@@ -48,12 +48,12 @@ enum Of {
 }
 
 impl Expected {
-    /// What an input of `model` has to hold that has at most `most` images.
+    /// What an input of a model that takes `input` has to hold, with at most `most` images.
     ///
     /// # Errors
-    /// Name, datatype or shape do not fit `model`.
+    /// Name, datatype or shape do not fit the model.
     pub(in crate::server) fn new(
-        model: &Model,
+        input: &InputSpec,
         name: &str,
         datatype: &str,
         shape: &[i64],
@@ -64,7 +64,6 @@ impl Expected {
         }
         match datatype {
             "FP32" => {
-                let input = &model.engine.bundle().manifest.input;
                 let (height, width) = (input.height, input.width);
                 let of_images = shape.len() == 4 && shape[1..] == [3, height as i64, width as i64];
                 if !of_images {

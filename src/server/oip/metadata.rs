@@ -177,7 +177,7 @@ impl From<&Tally> for Duration {
 
 impl ModelStatistics {
     fn of(model: &Model) -> Self {
-        let Statistics { success, fail, queue, input, infer, .. } = &model.statistics;
+        let Statistics { success, fail, queue, input, infer, .. } = &*model.statistics;
         Self {
             name: model.name.clone(),
             version: model.version.to_string(),

@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 
 use super::request::{self, Data, InferRequest, Input, Output, Parameter, Values};
 use super::{JSON_LENGTH, Named};
-use crate::registry::Model;
+use crate::bundle::InputSpec;
 use crate::server::classify::{Image, Service};
 use crate::server::connection::Connection;
 use crate::server::error::{Error, Kind};
@@ -73,7 +73,7 @@ pub(super) async fn infer(
         }
     }
     let deadline = received + service.limits.time;
-    service.admit(&flow, deadline)?;
+    service.admit_to(&flow, &model, deadline)?;
     let (head, content) = http.into_parts();
     let json_length = json_length(&head.headers)?;
     let held = body::read(&service, &head.headers, content, deadline, EXPECTED).await?;
@@ -81,9 +81,10 @@ pub(super) async fn infer(
         Asked { id: None, wanted: Wanted::all(false), images: vec![Image::Encoded(held.bytes.clone())] }
     } else {
         let (json, tensors) = split(&held.bytes, json_length)?;
-        let (model, most) = (Arc::clone(&model), service.most_images());
+        let (model, most) = (Arc::clone(&model), service.most_images(&model));
         let read = service.aside(&flow, held.bytes.len(), deadline, move || {
-            let asked = Asked::read(&json, tensors, &model, most, &mut parameters)?;
+            let input = &model.engine.bundle().manifest.input;
+            let asked = Asked::read(&json, tensors, input, most, &mut parameters)?;
             Ok::<_, Error>((asked, parameters))
         });
         let (asked, given) = read.await??;
@@ -102,7 +103,7 @@ pub(super) async fn infer(
 const EXPECTED: &str = "an inference request {\"inputs\":[...]}, or an image's bytes with \
                         Inference-Header-Content-Length: 0";
 
-fn json_length(headers: &HeaderMap) -> Result<Option<usize>, Error> {
+pub(in crate::server) fn json_length(headers: &HeaderMap) -> Result<Option<usize>, Error> {
     let mut values = headers.get_all(JSON_LENGTH).iter();
     let Some(value) = values.next() else { return Ok(None) };
     let text = value.to_str().ok().filter(|text| text.bytes().all(|digit| digit.is_ascii_digit()));
@@ -117,7 +118,7 @@ fn json_length(headers: &HeaderMap) -> Result<Option<usize>, Error> {
 }
 
 /// The JSON of a body, and the binary tensors after it.
-fn split(body: &Bytes, json_length: Option<usize>) -> Result<(Bytes, Bytes), Error> {
+pub(in crate::server) fn split(body: &Bytes, json_length: Option<usize>) -> Result<(Bytes, Bytes), Error> {
     let length = json_length.unwrap_or(body.len());
     if length > body.len() {
         let found = body.len();
@@ -130,18 +131,19 @@ fn split(body: &Bytes, json_length: Option<usize>) -> Result<(Bytes, Bytes), Err
 }
 
 /// What a body asks for.
-struct Asked {
+pub(in crate::server) struct Asked {
     id: Option<String>,
     wanted: Vec<Wanted>,
-    images: Vec<Image>,
+    pub(in crate::server) images: Vec<Image>,
 }
 
 impl Asked {
-    /// Reads a body of `json` and binary `tensors`; its parameters are added to `parameters`.
-    fn read(
+    /// Reads a body of `json` and binary `tensors`, for a model that takes `spec`; its parameters are added to
+    /// `parameters`.
+    pub(in crate::server) fn read(
         json: &[u8],
         tensors: Bytes,
-        model: &Model,
+        spec: &InputSpec,
         most: usize,
         parameters: &mut Parameters,
     ) -> Result<Self, Error> {
@@ -161,7 +163,7 @@ impl Asked {
         let Object(input) = inputs.pop().ok_or_else(|| {
             Error::new(Kind::InvalidBody, format!("inputs: found none, expected one named {}", oip::INPUT))
         })?;
-        let expected = Expected::new(model, &input.name, &input.datatype, &input.shape, most)?;
+        let expected = Expected::new(spec, &input.name, &input.datatype, &input.shape, most)?;
         let data = input.data.map(|data| Data::read(data, expected.values())).transpose();
         let data = data.map_err(|error| Error::new(Kind::InvalidBody, format!("inputs: {error}")))?;
         let images = expected.images(contents(&input, data, tensors)?)?;

@@ -4,6 +4,9 @@
 mod infer;
 mod request;
 
+#[cfg(feature = "fuzzing")]
+pub(in crate::server) use infer::{Asked, json_length, split};
+
 use std::sync::Arc;
 
 use axum::extract::rejection::PathRejection;
@@ -25,7 +28,7 @@ use crate::server::error::{Error, Kind};
 use crate::server::oip::{ModelConfig, ModelMetadata, ModelStatistics, ServerMetadata, statistics};
 
 /// Bytes of the JSON that comes before the binary tensors of a body; 0 where the body is the image.
-pub(super) const JSON_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
+pub(in crate::server) const JSON_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
 
 /// Everything under `/v2`.
 pub(super) fn routes() -> OpenApiRouter<Arc<Service>> {
@@ -107,7 +110,7 @@ struct Ready {
     responses((status = 200, body = Ready), (status = 503, body = Ready))
 )]
 async fn ready(State(service): State<Arc<Service>>) -> Response {
-    let ready = !service.admission.is_stopping();
+    let ready = service.readiness.is_ready();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(Ready { ready })).into_response()
 }
@@ -157,7 +160,7 @@ async fn model_ready(State(service): State<Arc<Service>>, named: Named) -> Resul
 )]
 async fn config(State(service): State<Arc<Service>>, named: Named) -> Result<Json<ModelConfig>, Error> {
     let model = named.get(&service)?;
-    Ok(Json(ModelConfig::of(&model, service.most_images())))
+    Ok(Json(ModelConfig::of(&model, service.most_images(&model))))
 }
 
 #[derive(Serialize, ToSchema)]
