@@ -1,4 +1,6 @@
-//! A connection's stream, which fails once its client has not taken its answers for too long.
+//! A connection's stream, which fails once its client has not taken its answers for too long, and reads on for a moment
+//! when it is closed: the system resets a connection that is closed with unread bytes, and a client that is still sending
+//! then loses answers that it has not read.
 
 use std::io;
 use std::pin::Pin;
@@ -11,6 +13,9 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::untaken::Untaken;
 
+/// How long a closed connection waits for its client to close it too.
+const LINGER: Duration = Duration::from_secs(1);
+
 /// `S`, and what is held as long as it is open.
 pub(in crate::server) struct Watched<S, H> {
     stream: S,
@@ -21,6 +26,8 @@ pub(in crate::server) struct Watched<S, H> {
     blocked: Option<Instant>,
     /// Goes off when what is untaken now may have been so for too long.
     alarm: Option<Pin<Box<Sleep>>>,
+    /// Goes off when the client, which was told that nothing more comes, has had its time to close too.
+    closed: Option<Pin<Box<Sleep>>>,
     _held: H,
 }
 
@@ -33,7 +40,16 @@ impl<S, H> Watched<S, H> {
         given_up: Box<dyn FnOnce() + Send + Sync>,
         held: H,
     ) -> Self {
-        Self { stream, untaken, patience, given_up: Some(given_up), blocked: None, alarm: None, _held: held }
+        Self {
+            stream,
+            untaken,
+            patience,
+            given_up: Some(given_up),
+            blocked: None,
+            alarm: None,
+            closed: None,
+            _held: held,
+        }
     }
 
     /// While the stream is not ready: whether it is to be given up. The task is woken when that has to be asked again.
@@ -85,7 +101,7 @@ impl<S: AsyncRead + Unpin, H: Unpin> AsyncRead for Watched<S, H> {
     }
 }
 
-impl<S: AsyncWrite + Unpin, H: Unpin> AsyncWrite for Watched<S, H> {
+impl<S: AsyncRead + AsyncWrite + Unpin, H: Unpin> AsyncWrite for Watched<S, H> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let found = Pin::new(&mut self.stream).poll_write(context, bytes);
         self.wrote(context, found)
@@ -109,7 +125,21 @@ impl<S: AsyncWrite + Unpin, H: Unpin> AsyncWrite for Watched<S, H> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        let Self { stream, closed, .. } = &mut *self;
+        if closed.is_none() {
+            std::task::ready!(Pin::new(&mut *stream).poll_shutdown(context))?;
+        }
+        let over = closed.get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + LINGER)));
+        // Asked first: a client may send for ever.
+        while over.as_mut().poll(context).is_pending() {
+            let mut forgotten = [0; 4096];
+            let mut buffer = ReadBuf::new(&mut forgotten);
+            std::task::ready!(Pin::new(&mut *stream).poll_read(context, &mut buffer))?;
+            if buffer.filled().is_empty() {
+                break;
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -170,5 +200,29 @@ mod tests {
         drop(reads.await.unwrap());
         assert_eq!(ours.read(&mut [0]).await.unwrap(), 0);
         assert_eq!(given_up.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_is_still_sending_reads_what_was_answered() {
+        let (mut ours, mut theirs, _, _) = bench(Duration::from_secs(60), 16);
+        ours.write_all(b"an answer").await.unwrap();
+        let closes = tokio::spawn(async move { ours.shutdown().await.unwrap() });
+        theirs.write_all(&[0; 10_000]).await.unwrap();
+        let mut answer = Vec::new();
+        theirs.read_to_end(&mut answer).await.unwrap();
+        assert_eq!(answer, b"an answer");
+        drop(theirs);
+        closes.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_client_that_never_closes_is_not_waited_for() {
+        let (mut ours, _theirs, _, _) = bench(Duration::from_secs(60), 16);
+        ours.shutdown().await.unwrap();
+        let (mut ours, mut theirs, _, _) = bench(Duration::from_secs(60), 16);
+        let sends = tokio::spawn(async move { while theirs.write_all(&[0; 16]).await.is_ok() {} });
+        ours.shutdown().await.unwrap();
+        drop(ours);
+        sends.await.unwrap();
     }
 }
