@@ -73,10 +73,10 @@ pub enum Rejected {
     QueueFull,
     /// As many images of its connection waited as may.
     ConnectionFull,
-    /// It would have been answered after its deadline.
-    TooLate,
     /// As many images of the model waited as may.
     ModelQueueFull,
+    /// It would have been answered after its deadline.
+    TooLate,
     /// Bodies in memory are at their limit.
     Memory,
     /// The server is stopping.

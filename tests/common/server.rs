@@ -125,6 +125,14 @@ impl Server {
         Duration::from_secs(ticks.iter().sum()) / rustix::param::clock_ticks_per_second() as u32
     }
 
+    /// Lets the server have no more than `most` files open from now on.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn limit_files(&self, most: u64) {
+        use rustix::process::{Pid, Resource, Rlimit, prlimit};
+        let limit = Rlimit { current: Some(most), maximum: Some(most) };
+        prlimit(Some(Pid::from_child(&self.child)), Resource::Nofile, limit).expect("a limit may be lowered");
+    }
+
     /// Waits for the server to end.
     pub(crate) fn ended(&mut self) -> ExitStatus {
         let until = Instant::now() + PATIENCE;
