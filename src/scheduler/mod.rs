@@ -321,7 +321,7 @@ fn run_path(model: &Arc<dyn Model>, mask: &Mask, jobs: Vec<(Place, Job)>, sample
     let pixels: Vec<&[f32]> = asked.iter().map(|asked| &*asked.pixels).collect();
     let span = tracing::debug_span!("backbone", images = pixels.len(), blocks = mask.kept());
     let started = Instant::now();
-    let results = span.in_scope(|| model.backend().run(mask, &pixels));
+    let results = span.in_scope(|| model.backend().run(mask, &pixels)).logits;
     let backbone = started.elapsed();
     let mut shadows = Vec::new();
     for (Asked { pixels, own, reply, policy, brownout }, logits) in asked.into_iter().zip(results) {
