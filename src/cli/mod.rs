@@ -11,6 +11,7 @@ mod options;
 mod progress;
 mod serve;
 mod table;
+mod traces;
 
 use std::io::Write;
 use std::process::ExitCode;

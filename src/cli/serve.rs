@@ -13,6 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::checked::{Checked, Problems};
 use super::memory;
 use super::options::RunOn;
+use super::traces::Traces;
 use super::{Failure, Usage};
 
 #[derive(Debug, Args)]
@@ -116,6 +117,9 @@ pub(crate) struct Options {
     /// Time for accepted requests to be answered after SIGTERM or SIGINT.
     #[arg(long, env = "BLOCKDROP_DRAIN_TIMEOUT", default_value = "25s")]
     drain_timeout: Checked<humantime::Duration>,
+
+    #[command(flatten)]
+    traces: Traces,
 }
 
 pub(crate) fn run(options: Options, problems: Problems) -> Result<(), Failure> {
@@ -216,6 +220,7 @@ impl Options {
         let at_most_a_day = |time: &humantime::Duration| **time <= Duration::from_secs(86_400);
         let warm_up = problems.take("--warm-up", "a time from 0s to 1day such as 500ms", self.warm_up, at_most_a_day);
         let drain = problems.take("--drain-timeout", TIME, self.drain_timeout, fits);
+        let otlp = self.traces.check(&mut problems);
 
         let settings = || {
             let running = running?;
@@ -240,6 +245,7 @@ impl Options {
                 drain: *drain?,
                 keys: keys.ok()?,
                 origins: origins.ok()?,
+                otlp,
             })
         };
         let settings = settings();

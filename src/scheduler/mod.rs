@@ -22,9 +22,11 @@ use tokio::sync::oneshot;
 pub use admission::{Admission, Refused, Slot};
 pub use brownout::Brownout;
 
-use crate::engine::{Answer, Backend, EngineError, best_class};
+use crate::engine::{Answer, Backend, EngineError, Ran, best_class};
 use crate::policy::{Costs, Mask, Selection};
-use crate::telemetry::{ModelMetrics, Statistics};
+use crate::telemetry::metrics;
+use crate::telemetry::request::{StageSpan, Whose};
+use crate::telemetry::{ModelMetrics, RequestContext, Statistics};
 use line::{Kind, Place, Stage, Waits};
 use queue::{Next, Queue, Taken};
 use shadow::{Sampler, Shadow};
@@ -45,8 +47,8 @@ pub struct Work {
     pub selection: Selection,
     /// Position in its request.
     pub index: u64,
-    /// Id of its request, for the log.
-    pub request_id: Arc<str>,
+    /// Its request.
+    pub context: Arc<RequestContext>,
     /// After this the image is not run any more.
     pub deadline: Instant,
     pub slot: Slot,
@@ -80,7 +82,15 @@ struct Job {
 
 impl Job {
     fn wait(&mut self) {
-        self.waiting = tracing::debug_span!("queue", request_id = &*self.work.request_id);
+        self.waiting = tracing::debug_span!("queue", request_id = self.work.context.id());
+    }
+
+    /// Ends the waiting.
+    fn taken(&mut self) {
+        let waiting = std::mem::replace(&mut self.waiting, tracing::Span::none());
+        if !waiting.is_disabled() {
+            self.work.context.doing(|| drop(waiting));
+        }
     }
 
     /// Time that it has spent in the line.
@@ -227,9 +237,12 @@ fn work(
         match next {
             // A panic loses its own batch only: the replies that were not sent are dropped, which their receivers see.
             Next::Batch(taken) => {
-                if std::panic::catch_unwind(AssertUnwindSafe(|| run(taken, &mut sampler, brownout))).is_err() {
-                    tracing::error!("a batch ended in a panic; its images are answered with an error");
-                }
+                let whose = Whose::batch(taken.batch.items.iter().map(|(_, job)| &job.work.context));
+                whose.doing(|| {
+                    if std::panic::catch_unwind(AssertUnwindSafe(|| run(taken, &mut sampler, brownout))).is_err() {
+                        tracing::error!("a batch ended in a panic; its images are answered with an error");
+                    }
+                });
             }
             Next::Spare(turn, shadow) => {
                 if let Some(rest) = shadow.run() {
@@ -241,17 +254,18 @@ fn work(
 }
 
 fn run(mut taken: Taken<'_, Alike, Job, Shadow>, sampler: &mut Sampler, brownout: Option<&Brownout>) {
-    for job in taken.batch.unwanted.drain(..) {
+    for mut job in taken.batch.unwanted.drain(..) {
+        job.taken();
         drop(job.reply.send(Err(WorkError::Expired))); // to one whose client left it does not get
     }
     let mut jobs = std::mem::take(&mut taken.batch.items);
     if jobs.is_empty() {
         return;
     }
-    jobs.iter_mut().for_each(|(_, job)| job.waiting = tracing::Span::none());
+    jobs.iter_mut().for_each(|(_, job)| job.taken());
     let span = tracing::debug_span!("batch", images = jobs.len(), requests = tracing::field::Empty);
     if !span.is_disabled() {
-        let requests: Vec<&str> = jobs.iter().map(|(_, job)| &*job.work.request_id).collect();
+        let requests: Vec<&str> = jobs.iter().map(|(_, job)| job.work.context.id()).collect();
         span.record("requests", requests.join(" "));
     }
     let model = Arc::clone(&taken.batch.kind.model);
@@ -279,8 +293,13 @@ fn look(model: &Arc<dyn Model>, jobs: Vec<(Place, Job)>, brownout: Option<&Brown
     let started = Instant::now();
     let looked = span.in_scope(|| model.backend().look(&pixels));
     let took = started.elapsed();
-    let mut decided = Vec::with_capacity(jobs.len());
+    let images = jobs.len();
+    let mut decided = Vec::with_capacity(images);
     for ((place, mut job), logits) in jobs.into_iter().zip(looked) {
+        job.work.context.stage(job.work.index, || {
+            StageSpan::new(metrics::Stage::Policy, started, started + took, logits.is_err())
+                .with("blockdrop.batch.size", images as i64)
+        });
         match logits {
             Ok(logits) => {
                 job.policy = Some(took);
@@ -303,6 +322,8 @@ struct Asked {
     pixels: Vec<f32>,
     /// Whether the policy alone chose the path.
     own: bool,
+    /// Its request, and its position in it.
+    of: (Arc<RequestContext>, u64),
     reply: Reply,
     policy: Option<Duration>,
     brownout: Option<f64>,
@@ -312,19 +333,29 @@ struct Asked {
 fn run_path(model: &Arc<dyn Model>, mask: &Mask, jobs: Vec<(Place, Job)>, sampler: &mut Sampler) -> Vec<Shadow> {
     let mut asked = Vec::with_capacity(jobs.len());
     for (_, job) in jobs {
-        let Job { work: Work { pixels, selection, slot, .. }, reply, policy, brownout, .. } = job;
+        let Job { work: Work { pixels, selection, slot, context, index, .. }, reply, policy, brownout, .. } = job;
         drop(slot); // it does not wait any more
-        asked.push(Asked { pixels, own: selection.is_own(), reply, policy, brownout });
+        let (own, of) = (selection.is_own(), (context, index));
+        asked.push(Asked { pixels, own, of, reply, policy, brownout });
     }
     model.metrics().batch(asked.len());
     model.statistics().executed(asked.len());
     let pixels: Vec<&[f32]> = asked.iter().map(|asked| &*asked.pixels).collect();
     let span = tracing::debug_span!("backbone", images = pixels.len(), blocks = mask.kept());
     let started = Instant::now();
-    let results = span.in_scope(|| model.backend().run(mask, &pixels)).logits;
+    let Ran { logits: results, compiled } = span.in_scope(|| model.backend().run(mask, &pixels));
     let backbone = started.elapsed();
+    let images = asked.len();
     let mut shadows = Vec::new();
-    for (Asked { pixels, own, reply, policy, brownout }, logits) in asked.into_iter().zip(results) {
+    for (Asked { pixels, own, of: (context, index), reply, policy, brownout }, logits) in asked.into_iter().zip(results)
+    {
+        context.stage(index, || {
+            StageSpan::new(metrics::Stage::Backbone, started, started + backbone, logits.is_err())
+                .with("blockdrop.batch.size", images as i64)
+                .with("blockdrop.mask", mask.to_string())
+                .with("blockdrop.blocks.kept", mask.kept() as i64)
+                .with("blockdrop.path.compiled", compiled)
+        });
         let result = match logits {
             Ok(logits) => {
                 let (policy_ran, policy) = (policy.is_some(), policy.unwrap_or_default());

@@ -8,7 +8,7 @@ use prometheus::IntGauge;
 use super::*;
 use crate::engine::{Each, Ran};
 use crate::policy::{BlockCost, Choice, Path};
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, RequestContext};
 
 /// Waits for a permit before each path, then answers with each image's first pixel; panics on a pixel of 13 and fails
 /// on one of 12. Its policy keeps the block where the pixel is 100 or more, panics on 213 and fails on 212. An image that
@@ -113,13 +113,24 @@ impl Bench {
     }
 
     fn submit_for(&self, path: Path, pixel: f32, deadline: Instant) -> oneshot::Receiver<Result<Answer, WorkError>> {
+        self.submit_of("test", path, pixel, deadline)
+    }
+
+    /// An image of the request called `id`.
+    fn submit_of(
+        &self,
+        id: &str,
+        path: Path,
+        pixel: f32,
+        deadline: Instant,
+    ) -> oneshot::Receiver<Result<Answer, WorkError>> {
         let selection = Choice { path, ..Choice::default() };
         self.scheduler.submit(Work {
             model: Arc::clone(&self.model) as Arc<dyn Model>,
             pixels: vec![pixel],
             selection: selection.check(&self.model.costs, 0.5).unwrap(),
             index: 0,
-            request_id: "test".into(),
+            context: RequestContext::new(id.to_owned(), None, Default::default(), None),
             deadline,
             slot: self.admission.places(1).unwrap().remove(0),
         })

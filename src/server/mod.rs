@@ -3,6 +3,7 @@
 //! The public listener answers applications; the admin one shows metrics and health to operators.
 
 mod admin;
+mod arrived;
 mod classify;
 mod error;
 mod grpc;

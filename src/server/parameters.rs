@@ -11,6 +11,7 @@ use super::classify::{Request, Service};
 use super::error::{Error, Kind};
 use crate::policy::Choice;
 use crate::registry::Model;
+use crate::telemetry::RequestContext;
 use crate::text::shortened;
 
 /// Parameters as they came, as text, so that each value's error can name it.
@@ -87,13 +88,18 @@ impl Parameters {
         Ok(top_k.map(|classes| usize::try_from(classes).unwrap_or(usize::MAX)))
     }
 
-    /// The request that the parameters ask for, which was `received` then. Its `id` is for the log.
+    /// The request that the parameters ask for, which was `received` then.
     ///
     /// # Errors
     /// There is no such model, or a parameter does not fit it.
-    pub(super) fn request(self, service: &Service, id: Arc<str>, received: Instant) -> Result<Request, Error> {
+    pub(super) fn request(
+        self,
+        service: &Service,
+        context: Arc<RequestContext>,
+        received: Instant,
+    ) -> Result<Request, Error> {
         let model = service.registry.get(self.model.as_deref(), self.version.as_deref())?;
-        self.request_for(model, service, id, received)
+        self.request_for(model, service, context, received)
     }
 
     /// [`request`](Self::request) for a model that was found already.
@@ -104,7 +110,7 @@ impl Parameters {
         self,
         model: Arc<Model>,
         service: &Service,
-        id: Arc<str>,
+        context: Arc<RequestContext>,
         received: Instant,
     ) -> Result<Request, Error> {
         let choice = Choice {
@@ -118,7 +124,7 @@ impl Parameters {
         // 0 is what Triton's clients send where no time was asked for.
         let timeout = count("timeout", self.timeout.as_deref(), "a number of microseconds")?.filter(|time| *time > 0);
         let time = timeout.map_or(service.limits.time, |time| service.limits.time.min(Duration::from_micros(time)));
-        Ok(Request { model, selection, id, deadline: received + time })
+        Ok(Request { model, selection, context, deadline: received + time })
     }
 }
 

@@ -22,7 +22,7 @@ use super::{admin, grpc, http};
 use crate::engine::{Paths, Provider, Runtime, RuntimeError};
 use crate::registry::{LoadOptions, Registry, RegistryError};
 use crate::scheduler::{Admission, Brownout, Scheduler};
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, Otlp, Tracer};
 
 /// What to serve and within which bounds.
 #[derive(Debug, Clone)]
@@ -55,6 +55,8 @@ pub struct Settings {
     pub keys: Keys,
     /// Web pages that may use the HTTP listener.
     pub origins: Origins,
+    /// Where traces go, if they go anywhere.
+    pub otlp: Option<Otlp>,
 }
 
 /// Why the server could not start, or stopped badly.
@@ -64,6 +66,8 @@ pub enum ServeError {
     Listen { flag: &'static str, address: SocketAddr, reason: std::io::Error },
     #[error("--profile-dir: {}: cannot be written to: {reason}", dir.display())]
     Profiles { dir: PathBuf, reason: std::io::Error },
+    #[error("--otlp-endpoint: {0}")]
+    Tracing(#[from] opentelemetry_otlp::ExporterBuildError),
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
@@ -82,6 +86,9 @@ const HEAD: Duration = Duration::from_secs(15);
 /// Time for the last answers to get out once they are made.
 const LAST_BYTES: Duration = Duration::from_secs(1);
 
+/// Time for the last spans to be exported.
+const LAST_SPANS: Duration = Duration::from_secs(2);
+
 /// Serves until `stop` resolves, then drains: not ready any more, new requests refused with 503, accepted ones answered
 /// for at most `settings.drain`, metrics shown to the end.
 ///
@@ -98,6 +105,7 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
         let writable = std::fs::create_dir_all(dir).and_then(|()| tempfile::tempfile_in(dir));
         writable.map_err(|reason| ServeError::Profiles { dir: dir.clone(), reason })?;
     }
+    let tracer = settings.otlp.as_ref().map(Tracer::start).transpose()?;
     let mut stop = pin!(stop);
 
     let runtime = Runtime::load(settings.onnxruntime.as_deref())?;
@@ -143,6 +151,7 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
         Admission::new(settings.max_queue, metrics.queue_depth.clone()),
         Arc::clone(&metrics),
         settings.limits,
+        tracer.clone(),
         std::thread::available_parallelism().map_or(1, NonZero::get),
     ));
     let http = Listener::start(
@@ -187,6 +196,9 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     paths.stop();
     let ended = registry.close(left()).await && ended;
     registry.save_profiles();
+    if let Some(tracer) = tracer {
+        drop(tokio::task::spawn_blocking(move || tracer.stop(LAST_SPANS)).await);
+    }
     admin.stop(LAST_BYTES).await;
     if unanswered > 0 {
         return Err(ServeError::Unanswered(unanswered));

@@ -1,10 +1,14 @@
-//! Metrics, statistics and logs.
+//! Metrics, statistics, logs and traces.
 
 mod kept;
 pub mod logs;
 pub mod metrics;
+mod otlp;
 mod policy;
+pub mod request;
 mod statistics;
 
 pub use metrics::{Metrics, ModelMetrics};
+pub use otlp::{Endpoint, Otlp, Tracer};
+pub use request::RequestContext;
 pub use statistics::{Statistics, Tally};

@@ -15,12 +15,14 @@ use crate::proto::code_name;
 use crate::scheduler::Refused;
 use crate::server::classify::{Request, Service};
 use crate::server::error::{Error, Kind};
-use crate::server::http::RequestId;
+use crate::telemetry::RequestContext;
+use crate::telemetry::request::{Answering, Described};
 
 /// A call, as its head has it.
 #[derive(Clone)]
 pub(super) struct Call {
-    pub(super) id: RequestId,
+    /// Ends with the last of those who answer it: on a stream that is its end.
+    answering: Arc<Answering>,
     /// When its client stops waiting.
     deadline: Option<Instant>,
     arrived: Arrived,
@@ -33,7 +35,7 @@ impl Call {
     ///
     /// # Errors
     /// Its timeout is none.
-    pub(super) fn new(id: RequestId, headers: &HeaderMap, arrived: Arrived) -> Result<Self, Error> {
+    pub(super) fn new(answering: Arc<Answering>, headers: &HeaderMap, arrived: Arrived) -> Result<Self, Error> {
         let timeout = headers.get("grpc-timeout").map(|value| {
             let text = value.to_str().unwrap_or("");
             timeout(text).ok_or_else(|| {
@@ -44,7 +46,21 @@ impl Call {
             })
         });
         let deadline = timeout.transpose()?.and_then(|timeout| Instant::now().checked_add(timeout));
-        Ok(Self { id, deadline, arrived, counted: Arc::default() })
+        Ok(Self { answering, deadline, arrived, counted: Arc::default() })
+    }
+
+    /// A message of the call, for itself.
+    pub(super) fn message(&self, method: &'static str) -> Self {
+        let context = self.context().message();
+        if Arc::ptr_eq(&context, self.context()) {
+            return self.clone();
+        }
+        context.describe(|span| span.name = format!("{method} message").into());
+        Self { answering: Arc::new(Answering::new(context)), ..self.clone() }
+    }
+
+    pub(super) fn context(&self) -> &Arc<RequestContext> {
+        self.answering.context()
     }
 
     /// The call that the layer in front has put there.
@@ -117,15 +133,35 @@ pub(super) async fn answered<T>(
     call.counted.store(true, Ordering::Relaxed);
     service.metrics.inflight.inc();
     let mut observed = Observed { service, started: Instant::now(), code: Code::Cancelled };
-    let span = tracing::debug_span!("request", request_id = call.id.as_str(), method, status = tracing::field::Empty,);
-    let caught = std::panic::AssertUnwindSafe(answer.instrument(span.clone())).catch_unwind();
-    let result = caught.await.unwrap_or_else(|_| Err(Error::new(Kind::Internal, "the request could not be answered")));
-    observed.code = result.as_ref().map_or_else(|error| error.kind.grpc(), |_| Code::Ok);
-    span.record("status", code_name(observed.code));
-    if observed.code == Code::Internal {
-        tracing::error!(request_id = call.id.as_str(), method, "a request failed inside");
-    }
-    result
+    let context = call.context();
+    let answer = async {
+        let id = context.id();
+        let span = tracing::debug_span!("request", request_id = id, method, status = tracing::field::Empty);
+        let caught = std::panic::AssertUnwindSafe(answer.instrument(span.clone())).catch_unwind();
+        let result =
+            caught.await.unwrap_or_else(|_| Err(Error::new(Kind::Internal, "the request could not be answered")));
+        observed.code = result.as_ref().map_or_else(|error| error.kind.grpc(), |_| Code::Ok);
+        span.record("status", code_name(observed.code));
+        if observed.code == Code::Internal {
+            tracing::error!(request_id = id, method, "a request failed inside");
+        }
+        context.describe(|span| {
+            described(span, observed.code);
+            if let Err(error) = &result {
+                span.attribute("blockdrop.code", error.kind.code());
+            }
+        });
+        result
+    };
+    context.within(answer).await
+}
+
+/// Says what a call, or a message of a stream, ended with.
+pub(super) fn described(span: &mut Described, code: Code) {
+    use Code::{DataLoss, DeadlineExceeded, Internal, Unavailable, Unimplemented, Unknown};
+    span.attribute("rpc.grpc.status_code", i64::from(code as i32));
+    let ours = matches!(code, DataLoss | DeadlineExceeded | Internal | Unavailable | Unimplemented | Unknown);
+    span.error = ours.then(|| code_name(code).into());
 }
 
 /// Answers on a stream.

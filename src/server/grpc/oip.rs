@@ -125,7 +125,7 @@ impl GrpcInferenceService for Oip {
         let call = Call::of(request.extensions())?;
         let service = Arc::clone(&self.service);
         let each = move |message: ModelInferRequest| {
-            let (service, call) = (Arc::clone(&service), call.clone());
+            let (service, call) = (Arc::clone(&service), call.message("ModelStreamInfer"));
             let id = check_id("id", &message.id).map_or_else(|_| String::new(), |()| message.id.clone());
             async move {
                 let answer = async {
@@ -266,7 +266,7 @@ async fn infer(service: &Service, call: &Call, message: ModelInferRequest) -> Re
     }
     let top_k = parameters.top_k()?;
     let wanted = wanted(&outputs)?;
-    let request = call.within(parameters.request(service, call.id.as_str().into(), received)?);
+    let request = call.within(parameters.request(service, Arc::clone(call.context()), received)?);
 
     let wrong = |problem: String| Error::new(Kind::InvalidBody, format!("inputs: {problem}"));
     let [input] = <[_; 1]>::try_from(inputs)

@@ -19,9 +19,10 @@ use crate::server::classify::{Image, Service};
 use crate::server::error::{Error, Kind};
 use crate::server::http::classify::unreadable;
 use crate::server::http::json::Object;
-use crate::server::http::{RequestId, body, openapi};
+use crate::server::http::{body, openapi};
 use crate::server::oip::{self, Contents, Expected, Infer, Inferred, Value, Wanted};
 use crate::server::parameters::{Parameters, check_id};
+use crate::telemetry::RequestContext;
 use crate::text::shortened;
 
 /// Classifies a batch of images, all or none
@@ -53,7 +54,7 @@ use crate::text::shortened;
 )]
 pub(super) async fn infer(
     State(service): State<Arc<Service>>,
-    Extension(request_id): Extension<RequestId>,
+    Extension(context): Extension<Arc<RequestContext>>,
     named: Named,
     query: Result<Query<Parameters>, QueryRejection>,
     http: HttpRequest,
@@ -90,7 +91,7 @@ pub(super) async fn infer(
     };
     let Asked { id, wanted, images } = asked;
     let top_k = parameters.top_k()?;
-    let request = parameters.request_for(Arc::clone(&model), &service, request_id.as_str().into(), received)?;
+    let request = parameters.request_for(Arc::clone(&model), &service, context, received)?;
     let inferred = Infer { request, images, wanted, top_k }.run(&service).await?;
     let (model, version) = (model.name.clone(), model.version.to_string());
     Ok(written(&Answer { model, version, id, inferred }))
