@@ -1,5 +1,7 @@
 //! The scheduler with a made-up engine that answers when it is told to.
 
+mod lines;
+
 use std::sync::Mutex;
 use std::sync::mpsc;
 

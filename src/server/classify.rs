@@ -309,7 +309,7 @@ impl Service {
             // Of a file the pixels are bounded; of a tensor they are the client's.
             WorkError::Engine(EngineError::NotFinite) if !encoded => Error::not_finite(),
             WorkError::Engine(error) => {
-                tracing::error!(request_id = request.context.id(), %error, "an image failed");
+                tracing::error!(%error, "an image failed");
                 WorkError::Engine(error).into()
             }
             error => error.into(),

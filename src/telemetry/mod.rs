@@ -1,5 +1,6 @@
 //! Metrics, statistics, logs and traces.
 
+mod identified;
 mod kept;
 pub mod logs;
 pub mod metrics;

@@ -143,7 +143,7 @@ pub(super) async fn answered<T>(
         observed.code = result.as_ref().map_or_else(|error| error.kind.grpc(), |_| Code::Ok);
         span.record("status", code_name(observed.code));
         if observed.code == Code::Internal {
-            tracing::error!(request_id = id, method, "a request failed inside");
+            tracing::error!(method, "a request failed inside");
         }
         context.describe(|span| {
             described(span, observed.code);

@@ -213,7 +213,7 @@ async fn observe(State(service): State<Arc<Service>>, request: Request, next: Ne
     let status = response.status();
     span.record("status", status.as_u16());
     if status == StatusCode::INTERNAL_SERVER_ERROR {
-        tracing::error!(request_id = id, route, "a request failed inside");
+        tracing::error!(route, "a request failed inside");
     }
     observed.code = Some(status.as_u16());
     response

@@ -18,6 +18,7 @@ pub use parent::Parent;
 use parent::{RANDOM, SAMPLED};
 use spans::Record;
 pub use spans::{Described, StageSpan};
+pub(super) use whose::current;
 pub use whose::{Whose, carried};
 
 use super::otlp::Tracer;

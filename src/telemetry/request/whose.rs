@@ -53,3 +53,12 @@ pub fn carried<T>(work: impl FnOnce() -> T) -> impl FnOnce() -> T {
         None => work(),
     }
 }
+
+/// Shows `look` the requests that are worked on here.
+pub(in crate::telemetry) fn current<T>(look: impl FnOnce(&[Arc<RequestContext>]) -> T) -> T {
+    match WHOSE.try_get() {
+        Ok(Whose::One(one)) => look(&[one]),
+        Ok(Whose::Several(several)) => look(&several),
+        Err(_) => look(&[]),
+    }
+}
