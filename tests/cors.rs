@@ -39,8 +39,9 @@ async fn pages_of_the_origins_named_may_use_the_server() {
         let (status, headers) = ask(&server, "OPTIONS", "/v1/classify", &preflight(origin)).await;
         assert_eq!((status, allowed(&headers)), (200, Some(origin)), "no key is needed to ask");
         contains(headers["access-control-allow-methods"].to_str().unwrap(), &["GET", "POST"]);
-        let names = ["content-type", "authorization", "x-request-id", "inference-header-content-length"];
+        let names = ["content-type", "authorization", "x-request-id", "traceparent", "tracestate"];
         contains(headers["access-control-allow-headers"].to_str().unwrap(), &names);
+        contains(headers["access-control-allow-headers"].to_str().unwrap(), &["inference-header-content-length"]);
         contains(headers["vary"].to_str().unwrap(), &["origin"]);
 
         let key = ("authorization", "Bearer 0123456789abcdef");
@@ -58,7 +59,7 @@ async fn pages_of_the_origins_named_may_use_the_server() {
             let (status, found) = ask(&server, method, path, &[&[("origin", origin)], headers].concat()).await;
             assert_eq!((status, allowed(&found)), (expected, Some(origin)), "{method} {path}");
             let exposed = found["access-control-expose-headers"].to_str().unwrap();
-            contains(exposed, &["x-request-id", "inference-header-content-length", "retry-after"]);
+            contains(exposed, &["x-request-id", "traceparent", "inference-header-content-length", "retry-after"]);
             assert!(found.contains_key("x-request-id"));
         }
     }

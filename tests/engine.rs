@@ -87,7 +87,7 @@ proptest! {
             let alone = engine.run_blocks(mask, &[image]).unwrap();
             assert_close(&alone[0], &expected, &format!("{net:?} with {mask} block by block"));
             assert!(engine.compile(mask).unwrap(), "room for every path");
-            let fused = engine.run(mask, &[image]).swap_remove(0).unwrap();
+            let fused = engine.run(mask, &[image]).logits.swap_remove(0).unwrap();
             assert_close(&fused, &expected, &format!("{net:?} with {mask} as one graph"));
             prop_assert_eq!(&answer.mask, *mask);
             prop_assert!(!answer.policy_ran);
@@ -178,7 +178,7 @@ fn a_mask_that_comes_again_is_compiled_aside() {
     let image = &noise(3, 1, 3 * 16 * 16)[0];
     let expected = reference(&net.reference(&first(&net, 2)), 16, image);
     let run = || {
-        let logits = engine.run(&first(&net, 2), &[image]).swap_remove(0).unwrap();
+        let logits = engine.run(&first(&net, 2), &[image]).logits.swap_remove(0).unwrap();
         assert_close(&logits, &expected, "whatever runs it");
     };
     run();
@@ -239,7 +239,7 @@ fn paths_stay_within_their_bytes_and_the_full_net_stays() {
         // Each comes more often than those before it, so that it is worth their place.
         for keep in 0..net.blocks() {
             for _ in 0..round * (keep + 2) {
-                engine.run(&first(&net, keep), &[image]).swap_remove(0).unwrap();
+                engine.run(&first(&net, keep), &[image]).logits.swap_remove(0).unwrap();
             }
             engine.settle(Duration::from_secs(60));
             assert!(metrics.bytes.get() <= limit, "{} of {limit}", metrics.bytes.get());
@@ -247,10 +247,10 @@ fn paths_stay_within_their_bytes_and_the_full_net_stays() {
     }
     assert!(metrics.evictions.get() > 0);
     let hits = metrics.hits.get();
-    engine.run(&full, &[image]).swap_remove(0).unwrap();
+    engine.run(&full, &[image]).logits.swap_remove(0).unwrap();
     assert_eq!(metrics.hits.get(), hits + 1, "the full net was not evicted");
     for keep in 0..net.blocks() {
-        let logits = engine.run(&first(&net, keep), &[image]).swap_remove(0).unwrap();
+        let logits = engine.run(&first(&net, keep), &[image]).logits.swap_remove(0).unwrap();
         assert_close(&logits, &reference(&net.reference(&first(&net, keep)), 16, image), "after evictions");
     }
 }
@@ -263,7 +263,7 @@ fn without_memory_for_paths_everything_runs_block_by_block() {
     let image = &noise(3, 1, 3 * 16 * 16)[0];
     engine.warm(&Frequent::default());
     for _ in 0..5 {
-        let logits = engine.run(&first(&net, 2), &[image]).swap_remove(0).unwrap();
+        let logits = engine.run(&first(&net, 2), &[image]).logits.swap_remove(0).unwrap();
         assert_close(&logits, &reference(&net.reference(&first(&net, 2)), 16, image), "block by block");
         engine.settle(Duration::from_secs(60));
     }
@@ -293,7 +293,7 @@ fn one_cache_serves_several_models_and_threads() {
                     let (at, keep) = ((thread + round) % 2, round % 3);
                     let mask = first(&nets[at], keep);
                     let image = &images[(thread + round) % 4];
-                    let logits = engines[at].run(&mask, &[image]).swap_remove(0).unwrap();
+                    let logits = engines[at].run(&mask, &[image]).logits.swap_remove(0).unwrap();
                     assert_close(&logits, &reference(&nets[at].reference(&mask), 16, image), "among threads");
                 }
             });
@@ -342,15 +342,15 @@ fn a_frequent_path_does_not_go_for_rare_ones() {
     let mask = |number: usize| Mask::from_fn(12, |block| (number + 1) >> block & 1 == 1);
     let hot = mask(0);
     for _ in 0..50 {
-        engine.run(&hot, &[image]).swap_remove(0).unwrap();
+        engine.run(&hot, &[image]).logits.swap_remove(0).unwrap();
     }
     for number in 1..30 {
         for _ in 0..2 {
-            engine.run(&mask(number), &[image]).swap_remove(0).unwrap();
+            engine.run(&mask(number), &[image]).logits.swap_remove(0).unwrap();
         }
     }
     engine.settle(Duration::from_secs(60));
     let before = metrics.hits.get();
-    engine.run(&hot, &[image]).swap_remove(0).unwrap();
+    engine.run(&hot, &[image]).logits.swap_remove(0).unwrap();
     assert_eq!((metrics.hits.get(), metrics.evictions.get()), (before + 1, 0), "came 50 times, the others twice");
 }

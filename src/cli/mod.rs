@@ -13,6 +13,7 @@ mod progress;
 mod room;
 mod serve;
 mod table;
+mod traces;
 
 use std::io::Write;
 use std::process::ExitCode;

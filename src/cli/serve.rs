@@ -21,6 +21,7 @@ use super::checked::{Checked, Problems};
 use super::connections::Connections;
 use super::memory;
 use super::options::RunOn;
+use super::traces::Traces;
 use super::{Failure, Usage, room};
 
 #[derive(Debug, Args)]
@@ -149,6 +150,9 @@ pub(crate) struct Options {
     /// --request-timeout, at least 1min].
     #[arg(long, env = "BLOCKDROP_STUCK_AFTER")]
     stuck_after: Option<Checked<humantime::Duration>>,
+
+    #[command(flatten)]
+    traces: Traces,
 }
 
 pub(crate) fn run(options: Options, problems: Problems) -> Result<(), Failure> {
@@ -304,6 +308,7 @@ impl Options {
                 .take("--stuck-after", "a time from 0s to 1day such as 5min", after, at_most_a_day)
                 .map(|after| *after),
         };
+        let otlp = self.traces.check(&mut problems);
 
         let settings = || {
             let (running, connections) = (running?, connections?);
@@ -334,6 +339,7 @@ impl Options {
                 stuck: Some(stuck?).filter(|after| !after.is_zero()),
                 keys: keys.ok()?,
                 origins: origins.ok()?,
+                otlp,
             })
         };
         let settings = settings();

@@ -62,13 +62,22 @@ pub struct Answer {
 /// One result for each image of a batch, in their order.
 pub type Each<T> = Vec<Result<T, EngineError>>;
 
+/// A batch that ran a path.
+#[derive(Debug)]
+pub struct Ran {
+    /// Class logits, `[C]`, of each image.
+    pub logits: Each<Vec<f32>>,
+    /// Whether the path ran as one graph.
+    pub compiled: bool,
+}
+
 /// Something that runs images: an [`Engine`], or a made-up one in the scheduler's tests.
 pub trait Backend: Send + Sync {
     /// The policy's logits, `[K]`, for each image.
     fn look(&self, images: &[&[f32]]) -> Each<Vec<f32>>;
 
-    /// Class logits, `[C]`, of each image through the blocks that `mask` keeps.
-    fn run(&self, mask: &Mask, images: &[&[f32]]) -> Each<Vec<f32>>;
+    /// Runs each image through the blocks that `mask` keeps.
+    fn run(&self, mask: &Mask, images: &[&[f32]]) -> Ran;
 
     /// Class logits, `[C]`, of an image that is run again to be timed: as [`run`](Self::run) would, but it counts for
     /// nothing, neither as an image of its mask nor as use of a compiled path. `None` where the full net is wanted and
@@ -249,7 +258,7 @@ impl Engine {
         }
         for (mask, members) in groups {
             let started = Instant::now();
-            let logits = self.run(&mask, &members.iter().map(|&at| images[at].pixels).collect::<Vec<_>>());
+            let logits = self.run(&mask, &members.iter().map(|&at| images[at].pixels).collect::<Vec<_>>()).logits;
             let backbone = started.elapsed();
             for (at, logits) in members.into_iter().zip(logits) {
                 let policy_ran = images[at].selection.needs_policy();
@@ -272,10 +281,11 @@ impl Backend for Engine {
         each(self.policy_logits(images), images, |image| self.policy_logits(image))
     }
 
-    fn run(&self, mask: &Mask, images: &[&[f32]]) -> Each<Vec<f32>> {
+    fn run(&self, mask: &Mask, images: &[&[f32]]) -> Ran {
         let fused = self.paths.run(&self.source, mask, images);
+        let compiled = fused.is_some();
         let batch = fused.unwrap_or_else(|| self.run_blocks(mask, images));
-        each(batch, images, |image| self.run_blocks(mask, image))
+        Ran { logits: each(batch, images, |image| self.run_blocks(mask, image)), compiled }
     }
 
     fn rerun(&self, mask: &Mask, image: &[f32]) -> Result<Option<Vec<f32>>, EngineError> {

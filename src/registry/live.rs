@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 
 use super::{Model, Registry, RegistryError, Unknown, Versions, disk, names, newest};
 use crate::bundle::Bundle;
+use crate::telemetry::request::carried;
 use crate::text::shortened;
 
 /// What became of the versions of a model, oldest first.
@@ -119,13 +120,13 @@ impl Registry {
     ) -> Result<T, ChangeError> {
         let turn = Arc::clone(&self.changing).lock_owned().await;
         let registry = Arc::clone(self);
-        let changed = tokio::task::spawn_blocking(move || {
+        let changed = tokio::task::spawn_blocking(carried(move || {
             let _turn = turn;
             if registry.gives_up() {
                 return Err(ChangeError::Stopping);
             }
             change(&registry)
-        });
+        }));
         changed.await.unwrap_or(Err(ChangeError::Lost))
     }
 

@@ -27,9 +27,11 @@ pub use brownout::Brownout;
 pub use turns::{Turn, Turns};
 pub use wait::{Average, Pace};
 
-use crate::engine::{Answer, Backend, EngineError, best_class};
+use crate::engine::{Answer, Backend, EngineError, Ran, best_class};
 use crate::policy::{Costs, Mask, Selection};
-use crate::telemetry::{ModelMetrics, Statistics, Workers};
+use crate::telemetry::metrics;
+use crate::telemetry::request::{StageSpan, Whose};
+use crate::telemetry::{ModelMetrics, RequestContext, Statistics, Workers};
 use fair::{FlowId, Place};
 use line::{Kind, Stage, Waits};
 use queue::{Next, Queue, Taken};
@@ -57,8 +59,8 @@ pub struct Work {
     pub selection: Selection,
     /// Position in its request.
     pub index: u64,
-    /// Id of its request, for the log.
-    pub request_id: Arc<str>,
+    /// Its request.
+    pub context: Arc<RequestContext>,
     /// After this the image is not run any more.
     pub deadline: Instant,
     pub slot: Slot,
@@ -92,7 +94,15 @@ struct Job {
 
 impl Job {
     fn wait(&mut self) {
-        self.waiting = tracing::debug_span!("queue", request_id = &*self.work.request_id);
+        self.waiting = tracing::debug_span!("queue", request_id = self.work.context.id());
+    }
+
+    /// Ends the waiting.
+    fn taken(&mut self) {
+        let waiting = std::mem::replace(&mut self.waiting, tracing::Span::none());
+        if !waiting.is_disabled() {
+            self.work.context.doing(|| drop(waiting));
+        }
     }
 
     /// Time that it has spent in the line.
@@ -264,39 +274,50 @@ fn work(
     max_batch: usize,
     mut sampler: Sampler,
     brownout: Option<&Brownout>,
-    metrics: &Workers,
+    threads: &Workers,
 ) {
-    let worker = metrics.enter();
+    let worker = threads.enter();
     while let Some(next) = queue.take(max_batch, workers) {
         let _busy = worker.busy();
+        let whose = match &next {
+            Next::Batch(taken) => Some(Whose::batch(taken.batch.items.iter().map(|(_, job)| &job.work.context))),
+            Next::Spare(..) => None,
+        };
         // A panic loses its own batch only: the replies that were not sent are dropped, which their receivers see.
-        let ran = std::panic::catch_unwind(AssertUnwindSafe(|| match next {
-            Next::Batch(taken) => run(taken, &mut sampler, brownout),
-            Next::Spare(turn, shadow) => {
-                if let Some(rest) = shadow.run() {
-                    turn.put_back(rest);
+        let caught = || {
+            let ran = std::panic::catch_unwind(AssertUnwindSafe(|| match next {
+                Next::Batch(taken) => run(taken, &mut sampler, brownout),
+                Next::Spare(turn, shadow) => {
+                    if let Some(rest) = shadow.run() {
+                        turn.put_back(rest);
+                    }
                 }
+            }));
+            if ran.is_err() {
+                threads.panics.inc();
+                tracing::error!("a batch ended in a panic; its images are answered with an error");
             }
-        }));
-        if ran.is_err() {
-            metrics.panics.inc();
-            tracing::error!("a batch ended in a panic; its images are answered with an error");
+        };
+        match whose {
+            Some(whose) => whose.doing(caught),
+            None => caught(),
         }
     }
 }
 
 fn run(mut taken: Taken<'_, Alike, Job, Shadow>, sampler: &mut Sampler, brownout: Option<&Brownout>) {
-    for job in taken.batch.unwanted.drain(..) {
+    for mut job in taken.batch.unwanted.drain(..) {
+        job.taken();
         drop(job.reply.send(Err(WorkError::Expired))); // to one whose client left it does not get
     }
     let mut jobs = std::mem::take(&mut taken.batch.items);
     if jobs.is_empty() {
         return;
     }
-    jobs.iter_mut().for_each(|(_, job)| job.waiting = tracing::Span::none());
+    jobs.iter_mut().for_each(|(_, job)| job.taken());
     let span = tracing::debug_span!("batch", images = jobs.len(), requests = tracing::field::Empty);
     if !span.is_disabled() {
-        let requests: Vec<&str> = jobs.iter().map(|(_, job)| &*job.work.request_id).collect();
+        let requests: Vec<&str> = jobs.iter().map(|(_, job)| job.work.context.id()).collect();
         span.record("requests", requests.join(" "));
     }
     let model = Arc::clone(&taken.batch.kind.model);
@@ -324,9 +345,14 @@ fn look(model: &Arc<dyn Model>, jobs: Vec<(Place, Job)>, brownout: Option<&Brown
     let started = Instant::now();
     let looked = span.in_scope(|| model.backend().look(&pixels));
     let took = started.elapsed();
-    model.pace().looked(jobs.len(), took);
-    let mut decided = Vec::with_capacity(jobs.len());
+    let images = jobs.len();
+    model.pace().looked(images, took);
+    let mut decided = Vec::with_capacity(images);
     for ((place, mut job), logits) in jobs.into_iter().zip(looked) {
+        job.work.context.stage(job.work.index, || {
+            StageSpan::new(metrics::Stage::Policy, started, started + took, logits.is_err())
+                .with("blockdrop.batch.size", images as i64)
+        });
         match logits {
             Ok(logits) => {
                 job.policy = Some(took);
@@ -349,6 +375,8 @@ struct Asked {
     pixels: Vec<f32>,
     /// Whether the policy alone chose the path.
     own: bool,
+    /// Its request, and its position in it.
+    of: (Arc<RequestContext>, u64),
     reply: Reply,
     policy: Option<Duration>,
     brownout: Option<f64>,
@@ -358,21 +386,31 @@ struct Asked {
 fn run_path(model: &Arc<dyn Model>, mask: &Mask, jobs: Vec<(Place, Job)>, sampler: &mut Sampler) -> Vec<Shadow> {
     let (mut asked, mut running) = (Vec::with_capacity(jobs.len()), Vec::with_capacity(jobs.len()));
     for (_, job) in jobs {
-        let Job { work: Work { pixels, selection, slot, .. }, reply, policy, brownout, .. } = job;
+        let Job { work: Work { pixels, selection, slot, context, index, .. }, reply, policy, brownout, .. } = job;
         running.push(slot.run()); // it does not wait any more
-        asked.push(Asked { pixels, own: selection.is_own(), reply, policy, brownout });
+        let (own, of) = (selection.is_own(), (context, index));
+        asked.push(Asked { pixels, own, of, reply, policy, brownout });
     }
     model.metrics().batch(asked.len());
     model.statistics().executed(asked.len());
     let pixels: Vec<&[f32]> = asked.iter().map(|asked| &*asked.pixels).collect();
     let span = tracing::debug_span!("backbone", images = pixels.len(), blocks = mask.kept());
     let started = Instant::now();
-    let results = span.in_scope(|| model.backend().run(mask, &pixels));
+    let Ran { logits: results, compiled } = span.in_scope(|| model.backend().run(mask, &pixels));
     let backbone = started.elapsed();
-    model.pace().ran(asked.len(), backbone);
+    let images = asked.len();
+    model.pace().ran(images, backbone);
     drop(running);
     let mut shadows = Vec::new();
-    for (Asked { pixels, own, reply, policy, brownout }, logits) in asked.into_iter().zip(results) {
+    for (Asked { pixels, own, of: (context, index), reply, policy, brownout }, logits) in asked.into_iter().zip(results)
+    {
+        context.stage(index, || {
+            StageSpan::new(metrics::Stage::Backbone, started, started + backbone, logits.is_err())
+                .with("blockdrop.batch.size", images as i64)
+                .with("blockdrop.mask", mask.to_string())
+                .with("blockdrop.blocks.kept", mask.kept() as i64)
+                .with("blockdrop.path.compiled", compiled)
+        });
         let result = match logits {
             Ok(logits) => {
                 let (policy_ran, policy) = (policy.is_some(), policy.unwrap_or_default());

@@ -1,14 +1,16 @@
 //! The scheduler with a made-up engine that answers when it is told to.
 
+mod lines;
+
 use std::sync::Mutex;
 use std::sync::mpsc;
 
 use prometheus::IntGauge;
 
 use super::*;
-use crate::engine::Each;
+use crate::engine::{Each, Ran};
 use crate::policy::{BlockCost, Choice, Path};
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, RequestContext};
 
 /// Waits for a permit before each path, then answers with each image's first pixel; panics on a pixel of 13 and fails
 /// on one of 12. Its policy keeps the block where the pixel is 100 or more, panics on 213 and fails on 212. An image that
@@ -37,16 +39,14 @@ impl Backend for Fake {
         firsts.into_iter().map(logits).collect()
     }
 
-    fn run(&self, mask: &Mask, images: &[&[f32]]) -> Each<Vec<f32>> {
+    fn run(&self, mask: &Mask, images: &[&[f32]]) -> Ran {
         let _ = self.permits.lock().unwrap().recv(); // without a sender it answers at once
         let firsts: Vec<f32> = images.iter().map(|pixels| pixels[0]).collect();
         self.batches.lock().unwrap().push(firsts.clone());
         assert!(!firsts.contains(&13.0), "unlucky");
         assert!(firsts.iter().all(|first| mask.is_full() || *first < 100.0), "{mask} is not the mask of {firsts:?}");
-        firsts
-            .into_iter()
-            .map(|first| if first == 12.0 { Err(EngineError::NotFinite) } else { Ok(vec![first]) })
-            .collect()
+        let logits = |first| if first == 12.0 { Err(EngineError::NotFinite) } else { Ok(vec![first]) };
+        Ran { logits: firsts.into_iter().map(logits).collect(), compiled: false }
     }
 
     fn rerun(&self, mask: &Mask, image: &[f32]) -> Result<Option<Vec<f32>>, EngineError> {
@@ -125,11 +125,23 @@ impl Bench {
     }
 
     fn submit_for(&self, path: Path, pixel: f32, deadline: Instant) -> oneshot::Receiver<Result<Answer, WorkError>> {
-        self.submit_of(&self.flow, path, pixel, deadline)
+        self.submit_by("test", &self.flow, path, pixel, deadline)
     }
 
     fn submit_of(
         &self,
+        flow: &Arc<Flow>,
+        path: Path,
+        pixel: f32,
+        deadline: Instant,
+    ) -> oneshot::Receiver<Result<Answer, WorkError>> {
+        self.submit_by("test", flow, path, pixel, deadline)
+    }
+
+    /// An image of the request called `id`, which came over the connection of `flow`.
+    fn submit_by(
+        &self,
+        id: &str,
         flow: &Arc<Flow>,
         path: Path,
         pixel: f32,
@@ -141,7 +153,7 @@ impl Bench {
             pixels: vec![pixel],
             selection: selection.check(&self.model.costs, 0.5).unwrap(),
             index: 0,
-            request_id: "test".into(),
+            context: RequestContext::new(id.to_owned(), None, Default::default(), None),
             deadline,
             slot: self.admission.places(flow, 1, Cost::default(), Duration::MAX).unwrap().remove(0),
         })

@@ -48,7 +48,7 @@ pub(super) fn router(
         .layer(DefaultBodyLimit::max(MOST_BYTES))
         .layer(from_fn(no_page))
         .with_state(Admin { metrics, readiness, registry, stuck });
-    http::encoding::compressed(http::identified(routes))
+    http::encoding::compressed(http::identified(routes, None))
 }
 
 /// Keeps web pages from changing anything: a browser on an operator's machine reaches this listener, and would send what

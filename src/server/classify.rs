@@ -18,7 +18,8 @@ use crate::policy::Selection;
 use crate::registry::{Model, ModelFull, Registry};
 use crate::scheduler::{Admission, Average, Cost, Flow, Refused, Scheduler, Slot, Turns, Work, WorkError};
 use crate::telemetry::metrics::{Rejected, Stage};
-use crate::telemetry::{Metrics, Statistics};
+use crate::telemetry::request::{ImageSpan, StageSpan, carried};
+use crate::telemetry::{Metrics, RequestContext, Statistics, Tracer};
 
 /// What the protocols share: the models, the queue and the limits.
 pub struct Service {
@@ -28,6 +29,8 @@ pub struct Service {
     pub scheduler: Scheduler,
     pub metrics: Arc<Metrics>,
     pub limits: Limits,
+    /// Who records requests, if any does.
+    pub tracer: Option<Arc<Tracer>>,
     /// Images being decoded at once: as many as there are cores.
     decoders: Arc<Turns>,
     /// Of these, images of one request.
@@ -60,8 +63,7 @@ pub struct Limits {
 pub struct Request {
     pub model: Arc<Model>,
     pub selection: Selection,
-    /// For the log.
-    pub id: Arc<str>,
+    pub context: Arc<RequestContext>,
     /// Of its connection.
     pub flow: Arc<Flow>,
     pub deadline: Instant,
@@ -136,6 +138,7 @@ impl Service {
         admission: Admission,
         metrics: Arc<Metrics>,
         limits: Limits,
+        tracer: Option<Arc<Tracer>>,
         decoders: usize,
     ) -> Self {
         Self {
@@ -145,6 +148,7 @@ impl Service {
             admission,
             metrics,
             limits,
+            tracer,
             decoders: Turns::new(decoders),
             turns: decoders,
             decoding: Average::default(),
@@ -221,10 +225,10 @@ impl Service {
             self.metrics.reject(Rejected::Deadline);
             Error::deadline()
         })?;
-        let done = tokio::task::spawn_blocking(move || {
+        let done = tokio::task::spawn_blocking(carried(move || {
             let _turn = turn;
             work()
-        });
+        }));
         done.await.map_err(|_| Error::new(Kind::Internal, "the request could not be read"))
     }
 
@@ -265,6 +269,11 @@ impl Service {
         if count > most {
             return Err(Error::too_many_images(most));
         }
+        request.context.describe(|span| {
+            span.attribute("blockdrop.model", request.model.name.clone());
+            span.attribute("blockdrop.model.version", request.model.version.to_string());
+            span.attribute("blockdrop.images", count as i64);
+        });
         let shares = request.model.bounds.shares(count).map_err(|full| self.refuse_to(&request.model, full))?;
         let left = request.deadline.saturating_duration_since(Instant::now());
         let encoded = images.iter().any(|image| matches!(image, Ok(Image::Encoded(_))));
@@ -311,12 +320,12 @@ impl Service {
         mut slot: Slot,
         index: u64,
     ) -> Result<Classified, Error> {
-        let started = Instant::now();
+        let mut span = ImageSpan::new(&request.context, index);
         let encoded = matches!(image, Image::Encoded(_));
         let Decoded { pixels, decode, preprocess } = match image {
             Image::Encoded(bytes) => {
                 let _own_turn = own_turns.acquire().await.expect("the semaphore is never closed");
-                self.decode(&request.model, &request.flow, bytes).await?
+                self.decode(request, bytes, index).await?
             }
             Image::Pixels(pixels) => Decoded { pixels, decode: Duration::ZERO, preprocess: Duration::ZERO },
         };
@@ -326,7 +335,7 @@ impl Service {
             pixels,
             selection: request.selection.clone(),
             index,
-            request_id: Arc::clone(&request.id),
+            context: Arc::clone(&request.context),
             deadline: request.deadline,
             slot,
         };
@@ -334,36 +343,49 @@ impl Service {
             // Of a file the pixels are bounded; of a tensor they are the client's.
             WorkError::Engine(EngineError::NotFinite) if !encoded => Error::not_finite(),
             WorkError::Engine(error) => {
-                tracing::error!(request_id = &*request.id, %error, "an image failed");
+                tracing::error!(%error, "an image failed");
                 WorkError::Engine(error).into()
             }
             error => error.into(),
         })?;
-        let (policy, backbone, total) = (answer.policy, answer.backbone, started.elapsed());
+        let ended = Instant::now();
+        span.ended = Some(ended);
+        let (policy, backbone, total) = (answer.policy, answer.backbone, ended - span.started);
         let queue = total.saturating_sub(decode + preprocess + policy + backbone);
         self.metrics.stage(Stage::Queue, queue);
         Ok(Classified { answer, times: Times { decode, preprocess, queue, policy, backbone, total } })
     }
 
     /// Decodes on the blocking pool, as many images at once as there are cores; connections take turns.
-    async fn decode(&self, model: &Arc<Model>, flow: &Flow, bytes: Bytes) -> Result<Decoded, Error> {
-        let turn = self.decoders.turn(flow).await;
+    async fn decode(&self, request: &Request, bytes: Bytes, index: u64) -> Result<Decoded, Error> {
+        let turn = self.decoders.turn(&request.flow).await;
         // Not the model itself: a decode that never ends must not hold sessions while the process does.
-        let (input, most) = (model.engine.bundle().manifest.input.clone(), self.limits.pixels);
-        let request = tracing::Span::current();
-        let decoded = tokio::task::spawn_blocking(move || {
+        let (input, most) = (request.model.engine.bundle().manifest.input.clone(), self.limits.pixels);
+        let (context, parent) = (Arc::clone(&request.context), tracing::Span::current());
+        let decoded = tokio::task::spawn_blocking(carried(move || {
             let _turn = turn;
-            let _request = request.enter();
+            let _parent = parent.enter();
             let started = Instant::now();
             let span = tracing::debug_span!("decode", bytes = bytes.len());
             let image = span.in_scope(|| decode(&bytes, most));
             drop(span);
+            let decoded = Instant::now();
+            context.stage(index, || {
+                StageSpan::new(Stage::Decode, started, decoded, image.is_err())
+                    .with("blockdrop.image.bytes", bytes.len() as i64)
+            });
             let image = image?;
-            let decoded = started.elapsed();
             let span = tracing::debug_span!("preprocess", width = image.width(), height = image.height());
             let pixels = span.in_scope(|| preprocess(&image, &input));
-            Ok(Decoded { pixels, decode: decoded, preprocess: started.elapsed().saturating_sub(decoded) })
-        });
+            drop(span);
+            let ended = Instant::now();
+            context.stage(index, || {
+                StageSpan::new(Stage::Preprocess, decoded, ended, false)
+                    .with("blockdrop.image.width", i64::from(image.width()))
+                    .with("blockdrop.image.height", i64::from(image.height()))
+            });
+            Ok(Decoded { pixels, decode: decoded - started, preprocess: ended - decoded })
+        }));
         let decoded: Result<Decoded, Error> =
             decoded.await.map_err(|_| Error::new(Kind::Internal, "the image could not be decoded"))?;
         let decoded = decoded?;

@@ -4,6 +4,7 @@
 
 mod admin;
 mod again;
+mod arrived;
 mod classify;
 mod connection;
 mod error;

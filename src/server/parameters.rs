@@ -12,6 +12,7 @@ use super::error::{Error, Kind};
 use crate::policy::{Choice, Costs, Selection};
 use crate::registry::Model;
 use crate::scheduler::Flow;
+use crate::telemetry::RequestContext;
 use crate::text::shortened;
 
 /// Parameters as they came, as text, so that each value's error can name it.
@@ -88,20 +89,19 @@ impl Parameters {
         Ok(top_k.map(|classes| usize::try_from(classes).unwrap_or(usize::MAX)))
     }
 
-    /// The request that the parameters ask for, which was `received` then over the connection of `flow`. Its `id` is for
-    /// the log.
+    /// The request that the parameters ask for, which was `received` then over the connection of `flow`.
     ///
     /// # Errors
     /// There is no such model, or a parameter does not fit it.
     pub(super) fn request(
         self,
         service: &Service,
-        id: Arc<str>,
+        context: Arc<RequestContext>,
         flow: &Arc<Flow>,
         received: Instant,
     ) -> Result<Request, Error> {
         let model = service.registry.get(self.model.as_deref(), self.version.as_deref())?;
-        self.request_for(model, service, id, flow, received)
+        self.request_for(model, service, context, flow, received)
     }
 
     /// [`request`](Self::request) for a model that was found already.
@@ -112,14 +112,14 @@ impl Parameters {
         self,
         model: Arc<Model>,
         service: &Service,
-        id: Arc<str>,
+        context: Arc<RequestContext>,
         flow: &Arc<Flow>,
         received: Instant,
     ) -> Result<Request, Error> {
         let selection = self.selection(model.engine.costs(), model.engine.bundle().manifest.policy.threshold)?;
         let most = service.limits.time.min(model.bounds.time);
         let time = self.timeout()?.map_or(most, |time| most.min(time));
-        Ok(Request { model, selection, id, flow: Arc::clone(flow), deadline: received + time })
+        Ok(Request { model, selection, context, flow: Arc::clone(flow), deadline: received + time })
     }
 
     /// How masks are chosen, for a model with these `costs` and this keep `threshold` of its own.

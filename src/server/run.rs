@@ -23,7 +23,7 @@ use super::{admin, again, grpc, http};
 use crate::engine::{Paths, Provider, Runtime, RuntimeError};
 use crate::registry::{LoadOptions, ModelsLimits, Registry, RegistryError};
 use crate::scheduler::{Admission, Bounds, Brownout, Scheduler};
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, Otlp, Tracer};
 
 /// What to serve and within which bounds.
 #[derive(Debug, Clone)]
@@ -68,6 +68,8 @@ pub struct Settings {
     pub keys: Keys,
     /// Web pages that may use the HTTP listener.
     pub origins: Origins,
+    /// Where traces go, if they go anywhere.
+    pub otlp: Option<Otlp>,
 }
 
 /// Why the server could not start, or stopped badly.
@@ -77,6 +79,8 @@ pub enum ServeError {
     Listen { flag: &'static str, address: SocketAddr, reason: std::io::Error },
     #[error("--profile-dir: {}: cannot be written to: {reason}", dir.display())]
     Profiles { dir: PathBuf, reason: std::io::Error },
+    #[error("--otlp-endpoint: {0}")]
+    Tracing(#[from] opentelemetry_otlp::ExporterBuildError),
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
@@ -110,6 +114,9 @@ const OPERATORS: usize = 64;
 /// Time for the last answers to get out once they are made, at least.
 const LAST_BYTES: Duration = Duration::from_secs(1);
 
+/// Time for the last spans to be exported.
+const LAST_SPANS: Duration = Duration::from_secs(2);
+
 /// Serves until `stop` resolves, and reads models and API keys anew each time that `again` says so; then drains: not ready any more, new requests refused with 503, accepted ones answered
 /// for at most `settings.drain`, metrics shown to the end.
 ///
@@ -130,6 +137,7 @@ pub async fn serve(
         let writable = std::fs::create_dir_all(dir).and_then(|()| tempfile::tempfile_in(dir));
         writable.map_err(|reason| ServeError::Profiles { dir: dir.clone(), reason })?;
     }
+    let tracer = settings.otlp.as_ref().map(Tracer::start).transpose()?;
     let mut stop = pin!(stop);
 
     let runtime = Runtime::load(settings.onnxruntime.as_deref())?;
@@ -188,6 +196,7 @@ pub async fn serve(
         ),
         Arc::clone(&metrics),
         settings.limits,
+        tracer.clone(),
         decoders,
     ));
     let http = Listener::start(
@@ -254,6 +263,9 @@ pub async fn serve(
     paths.stop();
     let ended = registry.close(left()).await && ended;
     registry.save_profiles();
+    if let Some(tracer) = tracer {
+        drop(tokio::task::spawn_blocking(move || tracer.stop(LAST_SPANS)).await);
+    }
     admin.stop(Instant::now() + LAST_BYTES).await;
     if lost {
         return Err(ServeError::Lost);

@@ -53,7 +53,7 @@ pub enum Stage {
 impl Stage {
     const ALL: [Self; 5] = [Self::Decode, Self::Preprocess, Self::Queue, Self::Policy, Self::Backbone];
 
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Decode => "decode",
             Self::Preprocess => "preprocess",

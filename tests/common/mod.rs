@@ -3,6 +3,7 @@
 
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub(crate) mod collector;
 pub(crate) mod raw;
 pub(crate) mod reference;
 pub(crate) mod server;
@@ -75,7 +76,7 @@ pub(crate) fn write_paths(file: &Path, paths: &[(&str, f64)]) {
 pub(crate) fn blockdrop() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_blockdrop"));
     for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("BLOCKDROP_") {
+        if ["BLOCKDROP_", "OTEL_"].iter().any(|start| name.to_string_lossy().starts_with(start)) {
             command.env_remove(name);
         }
     }

@@ -122,8 +122,9 @@ impl<'w> Batches<'w> {
         let full = Mask::full(engine.costs().blocks.len());
         let in_order = || turned(&self.in_order, from);
         let by_mask = || turned(&self.by_mask, from);
-        let path =
-            |mask: &Mask, images: &[&[f32]]| engine.run(mask, images).into_iter().try_for_each(|one| one.map(drop));
+        let path = |mask: &Mask, images: &[&[f32]]| {
+            engine.run(mask, images).logits.into_iter().try_for_each(|one| one.map(drop))
+        };
         match way {
             Way::Full => in_order().try_for_each(|images| path(&full, images)),
             Way::Policy => in_order().try_for_each(|images| engine.policy_logits(images).map(drop)),

@@ -15,12 +15,14 @@ use crate::proto::code_name;
 use crate::scheduler::{Flow, Refused};
 use crate::server::classify::{Request, Service};
 use crate::server::error::{Error, Kind};
-use crate::server::http::RequestId;
+use crate::telemetry::RequestContext;
+use crate::telemetry::request::{Answering, Described};
 
 /// A call, as its head has it.
 #[derive(Clone)]
 pub(super) struct Call {
-    pub(super) id: RequestId,
+    /// Ends with the last of those who answer it: on a stream that is its end.
+    answering: Arc<Answering>,
     /// Of its connection.
     pub(super) flow: Arc<Flow>,
     /// When its client stops waiting.
@@ -39,7 +41,7 @@ impl Call {
     /// # Errors
     /// Its timeout is none.
     pub(super) fn new(
-        id: RequestId,
+        answering: Arc<Answering>,
         flow: Arc<Flow>,
         headers: &HeaderMap,
         arrived: Arrived,
@@ -55,7 +57,21 @@ impl Call {
             })
         });
         let deadline = timeout.transpose()?.and_then(|timeout| Instant::now().checked_add(timeout));
-        Ok(Self { id, flow, deadline, arrived, entered, counted: Arc::default() })
+        Ok(Self { answering, flow, deadline, arrived, entered, counted: Arc::default() })
+    }
+
+    /// A message of the call, for itself.
+    pub(super) fn message(&self, method: &'static str) -> Self {
+        let context = self.context().message();
+        if Arc::ptr_eq(&context, self.context()) {
+            return self.clone();
+        }
+        context.describe(|span| span.name = format!("{method} message").into());
+        Self { answering: Arc::new(Answering::new(context)), ..self.clone() }
+    }
+
+    pub(super) fn context(&self) -> &Arc<RequestContext> {
+        self.answering.context()
     }
 
     /// The call that the layer in front has put there.
@@ -136,15 +152,35 @@ pub(super) async fn answered<T>(
     call.counted.store(true, Ordering::Relaxed);
     let _under_way = (!call.entered).then(|| service.metrics.enter());
     let mut observed = Observed { service, started: Instant::now(), code: Code::Cancelled };
-    let span = tracing::debug_span!("request", request_id = call.id.as_str(), method, status = tracing::field::Empty,);
-    let caught = std::panic::AssertUnwindSafe(answer.instrument(span.clone())).catch_unwind();
-    let result = caught.await.unwrap_or_else(|_| Err(Error::new(Kind::Internal, "the request could not be answered")));
-    observed.code = result.as_ref().map_or_else(|error| error.kind.grpc(), |_| Code::Ok);
-    span.record("status", code_name(observed.code));
-    if observed.code == Code::Internal {
-        tracing::error!(request_id = call.id.as_str(), method, "a request failed inside");
-    }
-    result
+    let context = call.context();
+    let answer = async {
+        let id = context.id();
+        let span = tracing::debug_span!("request", request_id = id, method, status = tracing::field::Empty);
+        let caught = std::panic::AssertUnwindSafe(answer.instrument(span.clone())).catch_unwind();
+        let result =
+            caught.await.unwrap_or_else(|_| Err(Error::new(Kind::Internal, "the request could not be answered")));
+        observed.code = result.as_ref().map_or_else(|error| error.kind.grpc(), |_| Code::Ok);
+        span.record("status", code_name(observed.code));
+        if observed.code == Code::Internal {
+            tracing::error!(method, "a request failed inside");
+        }
+        context.describe(|span| {
+            described(span, observed.code);
+            if let Err(error) = &result {
+                span.attribute("blockdrop.code", error.kind.code());
+            }
+        });
+        result
+    };
+    context.within(answer).await
+}
+
+/// Says what a call, or a message of a stream, ended with.
+pub(super) fn described(span: &mut Described, code: Code) {
+    use Code::{DataLoss, DeadlineExceeded, Internal, Unavailable, Unimplemented, Unknown};
+    span.attribute("rpc.grpc.status_code", i64::from(code as i32));
+    let ours = matches!(code, DataLoss | DeadlineExceeded | Internal | Unavailable | Unimplemented | Unknown);
+    span.error = ours.then(|| code_name(code).into());
 }
 
 /// Answers on a stream.

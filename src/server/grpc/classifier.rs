@@ -36,7 +36,7 @@ impl Classifier for Typed {
         let call = Call::of(request.extensions())?;
         let service = Arc::clone(&self.service);
         let each = move |message: ClassifyRequest| {
-            let (service, call) = (Arc::clone(&service), call.clone());
+            let (service, call) = (Arc::clone(&service), call.message("ClassifyStream"));
             let request_id = shown_id(&call, &message);
             async move {
                 let answer = async {
@@ -59,7 +59,7 @@ impl Classifier for Typed {
 /// The id that an answer has: the message's own, or the call's where that has none or one that is refused.
 fn shown_id(call: &Call, message: &ClassifyRequest) -> String {
     let usable = !message.request_id.is_empty() && check_id("request_id", &message.request_id).is_ok();
-    if usable { message.request_id.clone() } else { call.id.as_str().to_owned() }
+    if usable { message.request_id.clone() } else { call.context().id().to_owned() }
 }
 
 async fn classify(service: &Service, call: &Call, message: ClassifyRequest) -> Result<ClassifyResponse, Error> {
@@ -80,7 +80,7 @@ async fn classify(service: &Service, call: &Call, message: ClassifyRequest) -> R
         timeout: None,
     };
     let top_k = parameters.top_k()?.unwrap_or(5);
-    let request = call.within(parameters.request(service, call.id.as_str().into(), &call.flow, received)?);
+    let request = call.within(parameters.request(service, Arc::clone(call.context()), &call.flow, received)?);
     if image.is_empty() {
         return Err(Error::new(Kind::EmptyBody, "image: found no bytes, expected an encoded image"));
     }

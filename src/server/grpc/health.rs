@@ -10,7 +10,7 @@ use tonic_health::server::HealthReporter;
 use crate::server::readiness::Readiness;
 
 /// The names that are known: the server as a whole, and its services.
-const SERVICES: [&str; 3] = ["", "inference.GRPCInferenceService", "blockdrop.v1.Classifier"];
+pub(super) const SERVICES: [&str; 3] = ["", "inference.GRPCInferenceService", "blockdrop.v1.Classifier"];
 
 pub(crate) struct Health {
     reporter: HealthReporter,

@@ -16,22 +16,22 @@ use std::time::Instant;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::HeaderValue;
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use tonic::Status;
 use tonic::codec::CompressionEncoding::{Deflate, Gzip};
 use tonic::service::Routes;
 
+use super::arrived;
 use super::classify::Service;
 use super::connection::Connection;
 use super::error::Error;
-use super::http::{REQUEST_ID, RequestId};
 use super::keys::{Guard, Keys};
 use crate::proto::code_name;
 use crate::proto::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
 use crate::proto::v1::classifier_server::ClassifierServer;
-use call::Call;
+use crate::telemetry::request::{Answering, Described};
+use call::{Call, described};
 use classifier::Typed;
 pub(super) use health::Health;
 use oip::Oip;
@@ -85,40 +85,68 @@ fn is_open(path: &str) -> bool {
         || matches!(path, "/inference.GRPCInferenceService/ServerLive" | "/inference.GRPCInferenceService/ServerReady")
 }
 
-/// Reads a call's head: its id and deadline; and limits its body. Counts calls that end before a message of theirs is
+/// Reads a call's head: its id, trace and deadline; and limits its body. Counts calls that end before a message of theirs is
 /// answered: refused here, unknown, or with a message that cannot be read.
 async fn head(State((service, guard)): State<(Arc<Service>, Guard)>, request: Request, next: Next) -> Response {
-    let (started, id) = (Instant::now(), RequestId::of(&request));
+    let (started, uri) = (Instant::now(), request.uri().clone());
+    let (asked, method) = uri.path().strip_prefix('/').unwrap_or_default().split_once('/').unwrap_or_default();
+    // Nobody asks how long health or reflection took.
+    let known = health::SERVICES[1..].iter().find(|known| **known == asked && !is_open(uri.path()));
+    let tracer = service.tracer.as_ref().filter(|_| known.is_some());
+    let answering = Arc::new(Answering::new(arrived::context(request.headers(), tracer)));
+    let context = answering.context();
+    let classifies = CLASSIFYING.contains(&uri.path());
+    context.describe(|span| {
+        span.name = known.map_or("", |known| *known).into();
+        span.attribute("rpc.system", "grpc");
+        span.attribute("rpc.service", span.name.to_string());
+        if classifies {
+            of_method(span, method);
+        }
+    });
     // From here on, so that one that is admitted is waited for while its message arrives.
-    let _under_way = classifies(&request).then(|| service.metrics.enter());
-    let admitted = guard.check(request.uri().path(), request.headers());
-    let (mut response, counted) = match admitted.and_then(|()| called(&service, request, &id)) {
-        Ok((request, call)) => (next.run(request).await, call.counted.load(Ordering::Relaxed)),
+    let _under_way = classifies.then(|| service.metrics.enter());
+    let admitted = guard.check(uri.path(), request.headers());
+    let called = admitted.and_then(|()| called(&service, request, Arc::clone(&answering)));
+    let (mut response, counted) = match called {
+        Ok((request, call)) => (context.within(next.run(request)).await, call.counted.load(Ordering::Relaxed)),
         Err(error) => (refused(error), false),
     };
-    if !counted && let Some(status) = Status::from_header_map(response.headers()) {
+    let status = Status::from_header_map(response.headers()).filter(|_| !counted);
+    if let Some(status) = &status {
         service.metrics.request("grpc", code_name(status.code()), started.elapsed());
     }
-    if let Ok(value) = HeaderValue::from_str(id.as_str()) {
-        response.headers_mut().insert(REQUEST_ID, value);
-    }
+    context.describe(|span| {
+        // What a client made up is no method, and not answered.
+        if counted && !classifies {
+            of_method(span, method);
+        }
+        match status {
+            Some(status) => described(span, status.code()),
+            // A stream has begun; each of its messages says how it ended.
+            None if !counted => span.error = None,
+            None => {}
+        }
+    });
+    arrived::tell(context, response.headers_mut());
     response
 }
 
-fn classifies(request: &Request) -> bool {
-    CLASSIFYING.contains(&request.uri().path())
+fn of_method(span: &mut Described, method: &str) {
+    span.name = format!("{}/{method}", span.name).into();
+    span.attribute("rpc.method", method.to_owned());
 }
 
-fn called(service: &Arc<Service>, request: Request, id: &RequestId) -> Result<(Request, Call), Error> {
+fn called(service: &Arc<Service>, request: Request, answering: Arc<Answering>) -> Result<(Request, Call), Error> {
     let connection = request.extensions().get::<Connection>().expect("a request comes over a connection");
     let flow = Arc::clone(&connection.flow);
-    let classifies = classifies(&request);
+    let classifies = CLASSIFYING.contains(&request.uri().path());
     if classifies {
         service.admit(&flow, Instant::now() + service.limits.time)?;
     }
     let (mut head, body) = request.into_parts();
     let (body, arrived) = body::limited(Arc::clone(service), body, classifies);
-    let call = Call::new(id.clone(), flow, &head.headers, arrived, classifies)?;
+    let call = Call::new(answering, flow, &head.headers, arrived, classifies)?;
     head.extensions.insert(call.clone());
     Ok((Request::from_parts(head, body), call))
 }

@@ -126,7 +126,7 @@ impl GrpcInferenceService for Oip {
         let call = Call::of(request.extensions())?;
         let service = Arc::clone(&self.service);
         let each = move |message: ModelInferRequest| {
-            let (service, call) = (Arc::clone(&service), call.clone());
+            let (service, call) = (Arc::clone(&service), call.message("ModelStreamInfer"));
             let id = check_id("id", &message.id).map_or_else(|_| String::new(), |()| message.id.clone());
             async move {
                 let answer = async {
@@ -267,7 +267,7 @@ async fn infer(service: &Service, call: &Call, message: ModelInferRequest) -> Re
     }
     let top_k = parameters.top_k()?;
     let wanted = wanted(&outputs)?;
-    let request = call.within(parameters.request(service, call.id.as_str().into(), &call.flow, received)?);
+    let request = call.within(parameters.request(service, Arc::clone(call.context()), &call.flow, received)?);
     let spec = &request.model.engine.bundle().manifest.input;
     let images = images(inputs, raw_input_contents, spec, service.most_images(&request.model))?;
     let model = Arc::clone(&request.model);

@@ -9,11 +9,12 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{RequestId, body, openapi};
+use super::{body, openapi};
 use crate::server::classify::{Image, ImageResult, Service};
 use crate::server::connection::Connection;
 use crate::server::error::{Error, Kind};
 use crate::server::parameters::Parameters;
+use crate::telemetry::RequestContext;
 
 /// What the images of a request are answered with.
 #[derive(Serialize, ToSchema)]
@@ -60,7 +61,7 @@ enum Entry {
 )]
 pub(super) async fn classify(
     State(service): State<Arc<Service>>,
-    Extension(id): Extension<RequestId>,
+    Extension(context): Extension<Arc<RequestContext>>,
     Extension(Connection { flow, .. }): Extension<Connection>,
     parameters: Result<Query<Parameters>, QueryRejection>,
     http: HttpRequest,
@@ -68,7 +69,7 @@ pub(super) async fn classify(
     let received = Instant::now();
     let Query(parameters) = parameters.map_err(|rejection| unreadable(&rejection))?;
     let top_k = parameters.top_k()?.unwrap_or(5);
-    let request = parameters.request(&service, id.as_str().into(), &flow, received)?;
+    let request = parameters.request(&service, Arc::clone(&context), &flow, received)?;
     // A server that is full says so before it reads a body.
     service.admit_to(&flow, &request.model, request.deadline)?;
     let (head, content) = http.into_parts();
@@ -91,7 +92,7 @@ pub(super) async fn classify(
     });
     let model = &request.model;
     let version = model.version.to_string();
-    let answer = Answer { model: &model.name, version, request_id: id.as_str(), results: entries.collect() };
+    let answer = Answer { model: &model.name, version, request_id: context.id(), results: entries.collect() };
     Ok(axum::Json(answer).into_response())
 }
 

@@ -6,8 +6,8 @@ use axum::Router;
 use axum::http::{HeaderValue, Method, Uri, header};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
-use super::REQUEST_ID;
 use super::oip::JSON_LENGTH;
+use crate::server::arrived::{REQUEST_ID, TRACEPARENT, TRACESTATE};
 use crate::text::shortened;
 
 /// Origins of web pages that may read answers: none, these, or any.
@@ -62,9 +62,11 @@ impl Origins {
                 header::CONTENT_ENCODING,
                 header::AUTHORIZATION,
                 REQUEST_ID,
+                TRACEPARENT,
+                TRACESTATE,
                 JSON_LENGTH,
             ])
-            .expose_headers([REQUEST_ID, JSON_LENGTH, header::RETRY_AFTER])
+            .expose_headers([REQUEST_ID, TRACEPARENT, JSON_LENGTH, header::RETRY_AFTER])
             .max_age(REMEMBERED);
         routes.layer(cors)
     }

@@ -23,7 +23,7 @@ use std::time::Instant;
 
 use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderName, HeaderValue, StatusCode, Uri, header};
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use tower_http::catch_panic::CatchPanicLayer;
@@ -32,10 +32,13 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use self::openapi::ErrorBody;
+use super::arrived;
 use super::classify::Service;
 use super::error::{Error, Kind};
 use super::keys::{Guard, Keys, require};
 use crate::telemetry::metrics::Entered;
+use crate::telemetry::request::Answering;
+use crate::telemetry::{RequestContext, Tracer};
 use crate::text::shortened;
 
 /// The public routes, for those who have one of the `keys`, and for web pages of `origins`.
@@ -56,8 +59,8 @@ pub(super) fn router(service: Arc<Service>, keys: Keys, origins: Origins) -> Rou
         .layer(from_fn_with_state(service.limits.body, encoding::decompress))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn_with_state(guard, require))
-        .layer(from_fn_with_state(service, observe));
-    origins.allowed(encoding::compressed(identified(routes)))
+        .layer(from_fn_with_state(Arc::clone(&service), observe));
+    origins.allowed(encoding::compressed(identified(routes, service.tracer.clone())))
 }
 
 /// What needs no key: the page, the documentation, and health.
@@ -68,42 +71,33 @@ fn is_open(path: &str) -> bool {
 }
 
 /// [`identify`] around `routes` as a whole: what the router adds to an answer last, such as `Allow`, is there for it.
-/// What the routes leave unread of a request is [read](linger::linger) and forgotten.
-pub(super) fn identified(routes: Router) -> Router {
-    Router::new().fallback_service(routes).layer(from_fn(linger::linger)).layer(from_fn(identify))
+/// What the routes leave unread of a request is [read](linger::linger) and forgotten. Requests are recorded by the `tracer`.
+pub(super) fn identified(routes: Router, tracer: Option<Arc<Tracer>>) -> Router {
+    Router::new().fallback_service(routes).layer(from_fn(linger::linger)).layer(from_fn_with_state(tracer, identify))
 }
 
-pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-
-/// The id of a request: the client's own, or one made up.
-#[derive(Debug, Clone)]
-pub(super) struct RequestId(String);
-
-impl RequestId {
-    /// A client's id is taken if it has 1 to 128 visible ASCII characters: it goes into logs and headers as it is.
-    pub(super) fn of(request: &Request) -> Self {
-        let given = request.headers().get(REQUEST_ID).and_then(|value| value.to_str().ok());
-        let usable = |id: &&str| (1..=128).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic());
-        Self(given.filter(usable).map_or_else(|| uuid::Uuid::new_v4().to_string(), str::to_owned))
-    }
-
-    pub(super) fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-/// Gives every request an id, and every error the one JSON shape with that id in it.
-async fn identify(mut request: Request, next: Next) -> Response {
-    let id = RequestId::of(&request);
+/// Gives every request its id and its place in a trace, and every error the one JSON shape with that id in it.
+async fn identify(State(tracer): State<Option<Arc<Tracer>>>, mut request: Request, next: Next) -> Response {
+    // Nobody asks how long the page or a probe took.
+    let tracer = tracer.filter(|_| !is_open(request.uri().path()));
+    let answering = Answering::new(arrived::context(request.headers(), tracer.as_ref()));
+    let context = answering.context();
     let (method, uri) = (request.method().clone(), request.uri().clone());
-    request.extensions_mut().insert(id.clone());
-    let mut response = next.run(request).await;
-    let failed = response.status().is_client_error() || response.status().is_server_error();
+    context.describe(|span| {
+        let method = told(&method);
+        span.name = method.into();
+        span.attribute("http.request.method", method);
+        span.attribute("url.scheme", "http");
+    });
+    request.extensions_mut().insert(Arc::clone(context));
+    let mut response = context.within(next.run(request)).await;
+    let status = response.status();
+    let failed = status.is_client_error() || status.is_server_error();
     // A route that answers with JSON of its own, as /readyz does with 503, has said what there is to say.
     if failed && response.headers().get(header::CONTENT_TYPE).is_none_or(|found| found != "application/json") {
         let error = response.extensions_mut().remove::<Error>().unwrap_or_else(|| {
             let allowed = response.headers().get(header::ALLOW).and_then(|value| value.to_str().ok());
-            match response.status() {
+            match status {
                 StatusCode::METHOD_NOT_ALLOWED => Error::new(
                     Kind::MethodNotAllowed,
                     format!("found method {method} on {}, expected {}", uri.path(), allowed.unwrap_or("another")),
@@ -112,17 +106,26 @@ async fn identify(mut request: Request, next: Next) -> Response {
                 status => Error::new(Kind::Internal, status.canonical_reason().unwrap_or("error")),
             }
         });
-        response = render(&error, &id, response);
+        context.describe(|span| span.attribute("blockdrop.code", error.kind.code()));
+        response = render(&error, context, response);
     }
-    if let Ok(value) = HeaderValue::from_str(id.as_str()) {
-        response.headers_mut().insert(REQUEST_ID, value);
-    }
+    context.describe(|span| {
+        span.attribute("http.response.status_code", i64::from(status.as_u16()));
+        span.error = status.is_server_error().then(|| status.as_str().to_owned().into());
+    });
+    arrived::tell(context, response.headers_mut());
     response
 }
 
+/// A method as traces have it: those that a client made up are one.
+fn told(method: &Method) -> &'static str {
+    let known = ["GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH", "CONNECT", "TRACE"];
+    known.into_iter().find(|known| method == known).unwrap_or("_OTHER")
+}
+
 /// The answer of an error; headers that were set already stay.
-fn render(error: &Error, id: &RequestId, before: Response) -> Response {
-    let body = ErrorBody { error: &error.message, code: error.kind.code(), request_id: id.as_str() };
+fn render(error: &Error, context: &RequestContext, before: Response) -> Response {
+    let body = ErrorBody { error: &error.message, code: error.kind.code(), request_id: context.id() };
     let mut response = (before.status(), axum::Json(body)).into_response();
     for name in [header::ALLOW, header::CONNECTION] {
         if let Some(value) = before.headers().get(&name) {
@@ -190,9 +193,15 @@ impl Drop for Observed {
 /// Metrics and a span around each request.
 async fn observe(State(service): State<Arc<Service>>, request: Request, next: Next) -> Response {
     let mut observed = Observed { _under_way: service.metrics.enter(), service, started: Instant::now(), code: None };
-    let id = request.extensions().get::<RequestId>().cloned();
-    let id = id.as_ref().map_or("", RequestId::as_str);
+    let context = request.extensions().get::<Arc<RequestContext>>().cloned();
+    let id = context.as_ref().map_or("", |context| context.id());
     let route = request.extensions().get::<MatchedPath>().cloned();
+    if let (Some(context), Some(route)) = (&context, &route) {
+        context.describe(|span| {
+            span.name = format!("{} {}", span.name, route.as_str()).into();
+            span.attribute("http.route", route.as_str().to_owned());
+        });
+    }
     let route = route.as_ref().map_or("unmatched", MatchedPath::as_str);
     let span = tracing::debug_span!(
         "request",
@@ -208,7 +217,7 @@ async fn observe(State(service): State<Arc<Service>>, request: Request, next: Ne
     let status = response.status();
     span.record("status", status.as_u16());
     if status == StatusCode::INTERNAL_SERVER_ERROR {
-        tracing::error!(request_id = id, route, "a request failed inside");
+        tracing::error!(route, "a request failed inside");
     }
     observed.code = Some(status.as_u16());
     response

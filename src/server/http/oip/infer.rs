@@ -20,9 +20,10 @@ use crate::server::connection::Connection;
 use crate::server::error::{Error, Kind};
 use crate::server::http::classify::unreadable;
 use crate::server::http::json::Object;
-use crate::server::http::{RequestId, body, openapi};
+use crate::server::http::{body, openapi};
 use crate::server::oip::{self, Contents, Expected, Infer, Inferred, Value, Wanted};
 use crate::server::parameters::{Parameters, check_id};
+use crate::telemetry::RequestContext;
 use crate::text::shortened;
 
 /// Classifies a batch of images, all or none
@@ -54,7 +55,7 @@ use crate::text::shortened;
 )]
 pub(super) async fn infer(
     State(service): State<Arc<Service>>,
-    Extension(request_id): Extension<RequestId>,
+    Extension(context): Extension<Arc<RequestContext>>,
     Extension(Connection { flow, .. }): Extension<Connection>,
     named: Named,
     query: Result<Query<Parameters>, QueryRejection>,
@@ -93,8 +94,7 @@ pub(super) async fn infer(
     };
     let Asked { id, wanted, images } = asked;
     let top_k = parameters.top_k()?;
-    let id_of_log = request_id.as_str().into();
-    let request = parameters.request_for(Arc::clone(&model), &service, id_of_log, &flow, received)?;
+    let request = parameters.request_for(Arc::clone(&model), &service, context, &flow, received)?;
     let inferred = Infer { request, images, wanted, top_k }.run(&service).await?;
     let (model, version) = (model.name.clone(), model.version.to_string());
     Ok(written(&Answer { model, version, id, inferred }))
