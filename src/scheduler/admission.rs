@@ -158,6 +158,11 @@ impl Admission {
         }
     }
 
+    /// Images that are decoded at once.
+    pub fn decoders(&self) -> usize {
+        self.bounds.decoders
+    }
+
     /// How many images of a flow may wait.
     pub fn most(&self) -> usize {
         self.bounds.images.min(self.bounds.of_flow)

@@ -1,7 +1,6 @@
 //! A request in any protocol: images in, each one's classes, path, FLOPs and times out.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -9,16 +8,17 @@ use serde::Serialize;
 use tokio::sync::Semaphore;
 use utoipa::ToSchema;
 
+use super::bodies::Bodies;
+use super::decoders::{Decoded, Decoders};
 use super::error::{Error, Kind};
 use super::readiness::Readiness;
 use crate::answer::{Described, describe};
-use crate::engine::{Answer, EngineError, heap};
-use crate::image::{decode, preprocess};
+use crate::engine::{Answer, EngineError};
 use crate::policy::Selection;
 use crate::registry::{Model, ModelFull, Registry};
-use crate::scheduler::{Admission, Average, Cost, Flow, Refused, Scheduler, Slot, Turns, Work, WorkError};
+use crate::scheduler::{Admission, Cost, Flow, Refused, Scheduler, Slot, Work, WorkError};
 use crate::telemetry::metrics::{Rejected, Stage};
-use crate::telemetry::request::{ImageSpan, StageSpan, carried};
+use crate::telemetry::request::ImageSpan;
 use crate::telemetry::{Metrics, RequestContext, Statistics, Tracer};
 
 /// What the protocols share: the models, the queue and the limits.
@@ -31,16 +31,8 @@ pub struct Service {
     pub limits: Limits,
     /// Who records requests, if any does.
     pub tracer: Option<Arc<Tracer>>,
-    /// Images being decoded at once: as many as there are cores.
-    decoders: Arc<Turns>,
-    /// Of these, images of one request.
-    turns: usize,
-    /// Time that decoding takes a decoder.
-    decoding: Average,
-    /// Bodies in memory, in KiB.
-    bodies: Arc<Semaphore>,
-    /// Bytes of bodies since freed memory last went back to the system.
-    passed: AtomicUsize,
+    pub decoders: Decoders,
+    pub bodies: Bodies,
 }
 
 /// What one request may cost.
@@ -131,32 +123,6 @@ impl Classified {
 }
 
 impl Service {
-    pub fn new(
-        registry: Arc<Registry>,
-        readiness: Arc<Readiness>,
-        scheduler: Scheduler,
-        admission: Admission,
-        metrics: Arc<Metrics>,
-        limits: Limits,
-        tracer: Option<Arc<Tracer>>,
-        decoders: usize,
-    ) -> Self {
-        Self {
-            registry,
-            readiness,
-            scheduler,
-            admission,
-            metrics,
-            limits,
-            tracer,
-            decoders: Turns::new(decoders),
-            turns: decoders,
-            decoding: Average::default(),
-            bodies: Arc::new(Semaphore::new(limits.bodies.div_ceil(BODY_UNIT))),
-            passed: AtomicUsize::new(0),
-        }
-    }
-
     /// Whether a new request of `flow`, to be answered before `deadline`, may come in: asked before its body is read.
     ///
     /// # Errors
@@ -191,61 +157,6 @@ impl Service {
         refused.into()
     }
 
-    /// Memory for `bytes` more of a body.
-    ///
-    /// # Errors
-    /// Bodies in memory are at their limit.
-    pub fn hold(&self, bytes: usize) -> Result<tokio::sync::OwnedSemaphorePermit, Error> {
-        self.passed.fetch_add(bytes, Ordering::Relaxed);
-        let units = u32::try_from(bytes.div_ceil(BODY_UNIT)).unwrap_or(u32::MAX);
-        Arc::clone(&self.bodies).try_acquire_many_owned(units).map_err(|_| {
-            self.metrics.reject(Rejected::Memory);
-            Error::new(Kind::Overloaded, "too many bodies are in memory; try again in a moment")
-        })
-    }
-
-    /// Does `work` on what takes `size` bytes, for `flow`: on the blocking pool where that would keep other requests waiting, as many
-    /// at once as there are cores.
-    ///
-    /// # Errors
-    /// There was no turn before the `deadline`, or the work ended in a panic.
-    pub async fn aside<T: Send + 'static>(
-        &self,
-        flow: &Flow,
-        size: usize,
-        deadline: Instant,
-        work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, Error> {
-        const SHORT: usize = 64 * 1024;
-        if size <= SHORT {
-            return Ok(work());
-        }
-        let turn = tokio::time::timeout_at(deadline.into(), self.decoders.turn(flow));
-        let turn = turn.await.map_err(|_| {
-            self.metrics.reject(Rejected::Deadline);
-            Error::deadline()
-        })?;
-        let done = tokio::task::spawn_blocking(carried(move || {
-            let _turn = turn;
-            work()
-        }));
-        done.await.map_err(|_| Error::new(Kind::Internal, "the request could not be read"))
-    }
-
-    /// Gives freed memory back to the system every few seconds in which large bodies came: the allocator keeps it, up to
-    /// many times what bodies may take. Never ends.
-    pub async fn trim(&self) {
-        const PAUSE: Duration = Duration::from_secs(5);
-        const WORTH: usize = 32 << 20;
-        loop {
-            tokio::time::sleep(PAUSE).await;
-            if self.passed.load(Ordering::Relaxed) >= WORTH {
-                self.passed.store(0, Ordering::Relaxed);
-                drop(tokio::task::spawn_blocking(heap::trim).await);
-            }
-        }
-    }
-
     /// Images of a request for `model`, at most.
     pub fn most_images(&self, model: &Model) -> usize {
         self.limits.images.min(self.admission.most()).min(model.bounds.queue())
@@ -277,13 +188,13 @@ impl Service {
         let shares = request.model.bounds.shares(count).map_err(|full| self.refuse_to(&request.model, full))?;
         let left = request.deadline.saturating_duration_since(Instant::now());
         let encoded = images.iter().any(|image| matches!(image, Ok(Image::Encoded(_))));
-        let decode = self.decoding.mean().filter(|_| encoded).unwrap_or_default();
+        let decode = self.decoders.mean().filter(|_| encoded).unwrap_or_default();
         let cost = Cost { decode, run: request.model.pace.image().unwrap_or_default() };
         let slots = self.admission.places(&request.flow, count, cost, left).map_err(|refused| self.refuse(refused))?;
         let slots = slots.into_iter().zip(shares).map(|(slot, share)| slot.with(share));
         // A request waits for decoders with as many images as there are decoders: one of many large images leaves
         // the next turn to others.
-        let own_turns = &Semaphore::new(self.turns);
+        let own_turns = &Semaphore::new(self.admission.decoders());
         let each = images.into_iter().zip(slots).enumerate().map(|(index, (image, slot))| async move {
             self.classify_one(request, own_turns, image?, slot, index as u64).await
         });
@@ -325,7 +236,7 @@ impl Service {
         let Decoded { pixels, decode, preprocess } = match image {
             Image::Encoded(bytes) => {
                 let _own_turn = own_turns.acquire().await.expect("the semaphore is never closed");
-                self.decode(request, bytes, index).await?
+                self.decoders.decode(request, bytes, index).await?
             }
             Image::Pixels(pixels) => Decoded { pixels, decode: Duration::ZERO, preprocess: Duration::ZERO },
         };
@@ -355,45 +266,6 @@ impl Service {
         self.metrics.stage(Stage::Queue, queue);
         Ok(Classified { answer, times: Times { decode, preprocess, queue, policy, backbone, total } })
     }
-
-    /// Decodes on the blocking pool, as many images at once as there are cores; connections take turns.
-    async fn decode(&self, request: &Request, bytes: Bytes, index: u64) -> Result<Decoded, Error> {
-        let turn = self.decoders.turn(&request.flow).await;
-        // Not the model itself: a decode that never ends must not hold sessions while the process does.
-        let (input, most) = (request.model.engine.bundle().manifest.input.clone(), self.limits.pixels);
-        let (context, parent) = (Arc::clone(&request.context), tracing::Span::current());
-        let decoded = tokio::task::spawn_blocking(carried(move || {
-            let _turn = turn;
-            let _parent = parent.enter();
-            let started = Instant::now();
-            let span = tracing::debug_span!("decode", bytes = bytes.len());
-            let image = span.in_scope(|| decode(&bytes, most));
-            drop(span);
-            let decoded = Instant::now();
-            context.stage(index, || {
-                StageSpan::new(Stage::Decode, started, decoded, image.is_err())
-                    .with("blockdrop.image.bytes", bytes.len() as i64)
-            });
-            let image = image?;
-            let span = tracing::debug_span!("preprocess", width = image.width(), height = image.height());
-            let pixels = span.in_scope(|| preprocess(&image, &input));
-            drop(span);
-            let ended = Instant::now();
-            context.stage(index, || {
-                StageSpan::new(Stage::Preprocess, decoded, ended, false)
-                    .with("blockdrop.image.width", i64::from(image.width()))
-                    .with("blockdrop.image.height", i64::from(image.height()))
-            });
-            Ok(Decoded { pixels, decode: decoded - started, preprocess: ended - decoded })
-        }));
-        let decoded: Result<Decoded, Error> =
-            decoded.await.map_err(|_| Error::new(Kind::Internal, "the image could not be decoded"))?;
-        let decoded = decoded?;
-        self.decoding.add(1, decoded.decode + decoded.preprocess);
-        self.metrics.stage(Stage::Decode, decoded.decode);
-        self.metrics.stage(Stage::Preprocess, decoded.preprocess);
-        Ok(decoded)
-    }
 }
 
 /// Counts a request that was answered; of its images' times the longest.
@@ -420,15 +292,6 @@ impl Drop for Abandoned<'_> {
             self.metrics.reject(Rejected::Cancelled);
         }
     }
-}
-
-/// Bodies are accounted for in units of this many bytes.
-pub(super) const BODY_UNIT: usize = 1024;
-
-struct Decoded {
-    pixels: Vec<f32>,
-    decode: Duration,
-    preprocess: Duration,
 }
 
 /// Milliseconds, to the microsecond.

@@ -5,8 +5,10 @@
 mod admin;
 mod again;
 mod arrived;
+mod bodies;
 mod classify;
 mod connection;
+mod decoders;
 mod error;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]

@@ -14,8 +14,10 @@ use futures_util::Stream;
 use tokio::net::TcpSocket;
 use tokio::task::JoinHandle;
 
+use super::bodies::Bodies;
 use super::classify::{Limits, Service};
 use super::connection::Acceptor;
+use super::decoders::Decoders;
 use super::http::Origins;
 use super::keys::Keys;
 use super::readiness::Readiness;
@@ -181,11 +183,17 @@ pub async fn serve(
     let registry = Arc::clone(repository.get_or_init(|| Arc::new(registry)));
     let decoders = std::thread::available_parallelism().map_or(1, NonZero::get);
     let brownout = settings.brownout.map(|most| Brownout::new(most, settings.brownout_wait, metrics.brownout_level()));
-    let service = Arc::new(Service::new(
-        Arc::clone(&registry),
-        Arc::clone(&readiness),
-        Scheduler::start(settings.workers, settings.max_batch, settings.shadow_rate, brownout, &metrics.workers)?,
-        Admission::new(
+    let service = Arc::new(Service {
+        registry: Arc::clone(&registry),
+        readiness: Arc::clone(&readiness),
+        scheduler: Scheduler::start(
+            settings.workers,
+            settings.max_batch,
+            settings.shadow_rate,
+            brownout,
+            &metrics.workers,
+        )?,
+        admission: Admission::new(
             Bounds {
                 images: settings.max_queue,
                 of_flow: settings.max_queue_per_connection,
@@ -194,11 +202,12 @@ pub async fn serve(
             },
             metrics.queue_depth.clone(),
         ),
-        Arc::clone(&metrics),
-        settings.limits,
-        tracer.clone(),
-        decoders,
-    ));
+        metrics: Arc::clone(&metrics),
+        limits: settings.limits,
+        tracer: tracer.clone(),
+        decoders: Decoders::new(decoders, settings.limits.pixels, Arc::clone(&metrics)),
+        bodies: Bodies::new(settings.limits.bodies, Arc::clone(&metrics)),
+    });
     let http = Listener::start(
         public.listen()?,
         acceptor("http", settings.max_connections),
@@ -208,7 +217,7 @@ pub async fn serve(
     let services = services.listen()?;
     let upkeep = tokio::spawn({
         let service = Arc::clone(&service);
-        async move { tokio::join!(service.trim(), service.scheduler.watch()) }
+        async move { tokio::join!(service.bodies.trim(), service.scheduler.watch()) }
     });
     let models = registry.any();
     readiness.ready({

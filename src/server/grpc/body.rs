@@ -15,7 +15,8 @@ use futures_util::{Stream, StreamExt};
 use tokio::sync::OwnedSemaphorePermit;
 use tonic::Status;
 
-use crate::server::classify::{BODY_UNIT, Service};
+use crate::server::bodies::BODY_UNIT;
+use crate::server::classify::Service;
 use crate::server::error::{Error, Kind};
 
 /// A message's share of the memory for bodies.
@@ -139,7 +140,7 @@ impl Messages {
             // As for bodies over HTTP: doubling keeps the number of permits small.
             if there > self.held {
                 let more = (there - self.held).max(self.held).min(self.length - self.held).next_multiple_of(BODY_UNIT);
-                self.memory.push(self.service.hold(more)?);
+                self.memory.push(self.service.bodies.hold(more)?);
                 self.held += more;
             }
             if self.left == 0 {

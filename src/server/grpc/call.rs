@@ -95,9 +95,9 @@ impl Call {
     pub(super) fn memory(&self, service: &Service, size: usize) -> Result<Memory, Error> {
         let mut memory = self.arrived.next();
         let held: usize =
-            memory.iter().map(|part| part.num_permits()).sum::<usize>() * crate::server::classify::BODY_UNIT;
+            memory.iter().map(|part| part.num_permits()).sum::<usize>() * crate::server::bodies::BODY_UNIT;
         if size > held {
-            memory.push(service.hold(size - held)?);
+            memory.push(service.bodies.hold(size - held)?);
         }
         Ok(memory)
     }

@@ -16,7 +16,8 @@ use utoipa::ToSchema;
 use super::json::Object;
 use crate::registry::Model;
 use crate::scheduler::Flow;
-use crate::server::classify::{BODY_UNIT, Service};
+use crate::server::bodies::BODY_UNIT;
+use crate::server::classify::Service;
 use crate::server::error::{Error, Kind};
 use crate::text::shortened;
 
@@ -65,7 +66,7 @@ pub(super) async fn read(
         // number of permits small; whole units, so that many small chunks cost no more than one large.
         if length > held {
             let more = (length - held).max(held).min(most - held).next_multiple_of(BODY_UNIT);
-            memory.push(service.hold(more)?);
+            memory.push(service.bodies.hold(more)?);
             held += more;
         }
         bytes.extend_from_slice(&chunk);
@@ -107,7 +108,7 @@ pub(super) async fn images(
         "multipart/form-data" => multipart(content_type, body, most).await,
         "application/json" => {
             let whole = body.clone();
-            service.aside(flow, body.len(), deadline, move || json(&whole, most)).await?
+            service.decoders.aside(flow, body.len(), deadline, move || json(&whole, most)).await?
         }
         other if body.starts_with(b"{") => Err(Error::new(
             Kind::InvalidBody,

@@ -83,7 +83,7 @@ pub(super) async fn infer(
     } else {
         let (json, tensors) = split(&held.bytes, json_length)?;
         let (model, most) = (Arc::clone(&model), service.most_images(&model));
-        let read = service.aside(&flow, held.bytes.len(), deadline, move || {
+        let read = service.decoders.aside(&flow, held.bytes.len(), deadline, move || {
             let input = &model.engine.bundle().manifest.input;
             let asked = Asked::read(&json, tensors, input, most, &mut parameters)?;
             Ok::<_, Error>((asked, parameters))
