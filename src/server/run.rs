@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 
 use super::bodies::Bodies;
 use super::classify::{Limits, Service};
-use super::connection::Acceptor;
+use super::connection::{Acceptor, LINGER};
 use super::decoders::Decoders;
 use super::http::Origins;
 use super::keys::Keys;
@@ -113,8 +113,8 @@ mod cost {
 /// Connections to the admin listener: its own, so that applications do not keep operators out.
 const OPERATORS: usize = 64;
 
-/// Time for the last answers to get out once they are made, at least.
-const LAST_BYTES: Duration = Duration::from_secs(1);
+/// Time for the last answers to get out once they are made, at least, and for connections to be closed by both sides.
+const LAST_BYTES: Duration = LINGER.saturating_mul(2);
 
 /// Time for the last spans to be exported.
 const LAST_SPANS: Duration = Duration::from_secs(2);

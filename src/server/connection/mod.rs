@@ -23,6 +23,7 @@ use tower::Service;
 
 use crate::scheduler::Flow;
 use crate::telemetry::metrics::{Closed, ConnectionMetrics};
+pub(super) use stream::LINGER;
 use stream::Watched;
 use untaken::Untaken;
 

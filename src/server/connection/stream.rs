@@ -14,7 +14,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::untaken::Untaken;
 
 /// How long a closed connection waits for its client to close it too.
-const LINGER: Duration = Duration::from_secs(1);
+pub(in crate::server) const LINGER: Duration = Duration::from_secs(1);
 
 /// `S`, and what is held as long as it is open.
 pub(in crate::server) struct Watched<S, H> {
