@@ -1,20 +1,25 @@
 //! Prometheus metrics. Every series is there, at zero, before the first request.
 
+mod labels;
+mod model;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use prometheus::core::Collector;
 use prometheus::{
-    Counter, CounterVec, Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    CounterVec, Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
-use super::kept::{Kept, KeptBlocks};
-use super::policy::{Decided, Decisions};
+pub use labels::{Closed, Dropped, Rejected, Stage};
+pub use model::{Counts, ModelMetrics};
+
+use super::kept::KeptBlocks;
+use super::policy::Decisions;
 use super::workers::Workers;
-use crate::engine::{Answer, PathMetrics};
-use crate::policy::Costs;
+use crate::engine::PathMetrics;
 
 /// 0.5 ms to 2 s, and finer below for tiny networks.
 const SECONDS: [f64; 14] = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0];
@@ -40,106 +45,11 @@ const GRPC_CODES: [&str; 12] = [
     "UNAVAILABLE",
 ];
 
-/// The stages of a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stage {
-    Decode,
-    Preprocess,
-    Queue,
-    Policy,
-    Backbone,
-}
-
-impl Stage {
-    const ALL: [Self; 5] = [Self::Decode, Self::Preprocess, Self::Queue, Self::Policy, Self::Backbone];
-
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Decode => "decode",
-            Self::Preprocess => "preprocess",
-            Self::Queue => "queue",
-            Self::Policy => "policy",
-            Self::Backbone => "backbone",
-        }
-    }
-}
-
-/// Why work was turned away or given up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Rejected {
-    /// It had no API key, or an unknown one.
-    Unauthenticated,
-    /// The queue had no room.
-    QueueFull,
-    /// As many images of its connection waited as may.
-    ConnectionFull,
-    /// As many images of the model waited as may.
-    ModelQueueFull,
-    /// It would have been answered after its deadline.
-    TooLate,
-    /// Bodies in memory are at their limit.
-    Memory,
-    /// The server is stopping.
-    ShuttingDown,
-    /// The request's time ran out before its image was answered.
-    Deadline,
-    /// The client went away before its image was answered.
-    Cancelled,
-}
-
-impl Rejected {
-    const ALL: [Self; 9] = [
-        Self::Unauthenticated,
-        Self::QueueFull,
-        Self::ConnectionFull,
-        Self::ModelQueueFull,
-        Self::TooLate,
-        Self::Memory,
-        Self::ShuttingDown,
-        Self::Deadline,
-        Self::Cancelled,
-    ];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Unauthenticated => "unauthenticated",
-            Self::QueueFull => "queue_full",
-            Self::ConnectionFull => "connection_full",
-            Self::TooLate => "too_late",
-            Self::ModelQueueFull => "model_queue_full",
-            Self::Memory => "memory",
-            Self::ShuttingDown => "shutting_down",
-            Self::Deadline => "deadline",
-            Self::Cancelled => "cancelled",
-        }
-    }
-}
-
-/// What a connection came to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Closed {
-    /// As many were open as may be.
-    Limit,
-    /// Its client did not take an answer in time.
-    Untaken,
-}
-
-impl Closed {
-    const ALL: [Self; 2] = [Self::Limit, Self::Untaken];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Limit => "limit",
-            Self::Untaken => "untaken",
-        }
-    }
-}
-
 /// The connections of one listener.
 #[derive(Debug, Clone)]
 pub struct ConnectionMetrics {
     pub open: IntGauge,
-    closed: [IntCounter; 2],
+    closed: [IntCounter; Closed::ALL.len()],
 }
 
 impl ConnectionMetrics {
@@ -148,36 +58,13 @@ impl ConnectionMetrics {
     }
 }
 
-/// Why an image that was to be run by the full net too was not.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Dropped {
-    /// As many waited as may.
-    Full,
-    /// The full net was not to be had as one graph.
-    NoGraph,
-    /// One of the sides failed.
-    Failed,
-}
-
-impl Dropped {
-    const ALL: [Self; 3] = [Self::Full, Self::NoGraph, Self::Failed];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Full => "full",
-            Self::NoGraph => "no_graph",
-            Self::Failed => "failed",
-        }
-    }
-}
-
 /// All metrics of the process.
 pub struct Metrics {
     registry: Registry,
     requests: IntCounterVec,
     request_duration: HistogramVec,
-    stages: Vec<Histogram>,
-    rejected: Vec<IntCounter>,
+    stages: [Histogram; Stage::ALL.len()],
+    rejected: [IntCounter; Rejected::ALL.len()],
     images: IntCounterVec,
     block_kept: IntCounterVec,
     block_dropped: IntCounterVec,
@@ -222,44 +109,6 @@ impl Drop for Entered {
     }
 }
 
-/// The series of one model.
-pub struct ModelMetrics {
-    images: IntCounter,
-    blocks_kept: Kept,
-    decided: Decided,
-    kept: Vec<IntCounter>,
-    dropped: Vec<IntCounter>,
-    flops_executed: Counter,
-    flops_policy: Counter,
-    flops_full: Counter,
-    batch_size: Histogram,
-    policy: Histogram,
-    backbone: Histogram,
-    shadow_runs: IntCounter,
-    shadow_agree: IntCounter,
-    shadow_path: Counter,
-    shadow_full: Counter,
-    shadow_dropped: [IntCounter; 3],
-    ready: IntGauge,
-    queue_full: IntCounter,
-    started: Instant,
-    /// For the engine to count its compiled paths.
-    pub paths: PathMetrics,
-}
-
-/// What a model's images came to.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Counts {
-    pub images: u64,
-    /// Of all images together, as the FLOPs are.
-    pub blocks_kept: u64,
-    pub flops_executed: u64,
-    pub flops_policy: u64,
-    pub flops_full: u64,
-    /// When they were zero.
-    pub since: Instant,
-}
-
 impl Metrics {
     /// All metrics at zero; `provider` and `runtime` say what ONNX Runtime really runs on, and its version.
     pub fn new(provider: &str, runtime: &str) -> Self {
@@ -301,7 +150,7 @@ impl Metrics {
             histograms("blockdrop_stage_duration_seconds", "Time that an image spent in a stage.", "stage", &SECONDS);
         let rejected = counters(
             "blockdrop_rejected_total",
-            "Requests turned away (unauthenticated, queue_full, model_queue_full, memory, shutting_down) and images given up (deadline, cancelled).",
+            "Requests turned away (unauthenticated, queue_full, connection_full, model_queue_full, too_late, memory, shutting_down) and images given up (deadline, cancelled).",
             &["reason"],
         );
         let gauges = |name: &str, help: &str| {
@@ -333,8 +182,8 @@ impl Metrics {
         put(Box::new(prometheus::process_collector::ProcessCollector::for_self()));
 
         Self {
-            stages: Stage::ALL.iter().map(|stage| stages.with_label_values(&[stage.name()])).collect(),
-            rejected: Rejected::ALL.iter().map(|reason| rejected.with_label_values(&[reason.name()])).collect(),
+            stages: Stage::ALL.map(|stage| stages.with_label_values(&[stage.name()])),
+            rejected: Rejected::ALL.map(|reason| rejected.with_label_values(&[reason.name()])),
             images: counters("blockdrop_images_total", "Images answered.", &["model"]),
             block_kept: counters("blockdrop_block_kept_total", "Images that kept a block.", &["model", "block"]),
             block_dropped: counters(
@@ -513,71 +362,5 @@ impl Metrics {
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text).expect("writing to memory cannot fail");
         text
-    }
-}
-
-impl ModelMetrics {
-    /// Counts an image that was run; whether its path is the policy's `own` decision.
-    pub fn answered(&self, costs: &Costs, answer: &Answer, own: bool) {
-        self.images.inc();
-        self.blocks_kept.observe(answer.mask.kept());
-        for ((keep, kept), dropped) in answer.mask.iter().zip(&self.kept).zip(&self.dropped) {
-            if keep { kept.inc() } else { dropped.inc() }
-        }
-        self.flops_executed.inc_by(costs.executed(&answer.mask) as f64);
-        self.flops_full.inc_by(costs.full() as f64);
-        if own {
-            self.decided.own(&answer.mask);
-        }
-        if answer.brownout.is_some() {
-            self.decided.brownout();
-        }
-        if answer.policy_ran {
-            self.flops_policy.inc_by(costs.policy as f64);
-            self.policy.observe(answer.policy.as_secs_f64());
-        }
-        self.backbone.observe(answer.backbone.as_secs_f64());
-    }
-
-    /// What the images so far came to.
-    pub fn counts(&self) -> Counts {
-        // The counters are floating point, as Prometheus has it, of whole numbers.
-        let whole = |value: f64| value as u64;
-        Counts {
-            images: self.images.get(),
-            blocks_kept: self.blocks_kept.sum(),
-            flops_executed: whole(self.flops_executed.get()),
-            flops_policy: whole(self.flops_policy.get()),
-            flops_full: whole(self.flops_full.get()),
-            since: self.started,
-        }
-    }
-
-    /// Counts an image that ran again: what policy and path took, what the full net took, whether it names the class that
-    /// was answered.
-    pub fn shadow(&self, path: Duration, full: Duration, agree: bool) {
-        self.shadow_path.inc_by(path.as_secs_f64());
-        self.shadow_full.inc_by(full.as_secs_f64());
-        // Shown in the order of their names: never more that agree than that ran.
-        self.shadow_runs.inc();
-        self.shadow_agree.inc_by(agree.into());
-    }
-
-    pub fn shadow_dropped(&self, reason: Dropped) {
-        self.shadow_dropped[reason as usize].inc();
-    }
-
-    /// Counts a group that ran a path together.
-    pub fn batch(&self, images: usize) {
-        self.batch_size.observe(images as f64);
-    }
-
-    /// Counts a request that was refused since as many of the model's images waited as may.
-    pub fn queue_full(&self) {
-        self.queue_full.inc();
-    }
-
-    pub fn set_ready(&self, ready: bool) {
-        self.ready.set(ready.into());
     }
 }
