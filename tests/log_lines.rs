@@ -127,7 +127,7 @@ fn crc(bytes: &[u8]) -> u32 {
 
 #[tokio::test]
 async fn nothing_of_an_image_or_a_key_is_told() {
-    let collector = Collector::start().await;
+    let collector = Collector::start();
     let url = collector.url();
     let headers = format!("authorization={TOKEN}");
     let env = [
@@ -185,7 +185,7 @@ async fn nothing_of_an_image_or_a_key_is_told() {
     let log = ended(server);
     assert!(log.len() > 1000, "at the level of traces");
     let spans = collector.spans();
-    assert!(spans.iter().filter(|span| span.name == "backbone").count() == 8);
+    assert_eq!(spans.iter().filter(|span| span.name == "backbone").count(), 8);
     for text in log.iter().map(Value::to_string).chain(spans.iter().map(|span| format!("{span:?}"))) {
         assert!(!text.to_lowercase().contains("secret"), "{text}");
         assert!(!text.contains(&base64[20..60]) && !text.contains("IHDR"), "{text}");

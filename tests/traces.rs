@@ -36,8 +36,8 @@ struct Bench {
 }
 
 impl Bench {
-    async fn start(net: &Net, flags: &[&str]) -> Self {
-        let collector = Collector::start().await;
+    fn start(net: &Net, flags: &[&str]) -> Self {
+        let collector = Collector::start();
         let url = collector.url();
         let env = [("OTEL_BSP_SCHEDULE_DELAY", "20"), ("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test")];
         let server = Server::start_with(models("net", net).path(), &[&["--otlp-endpoint", &url], flags].concat(), &env);
@@ -94,7 +94,7 @@ fn names(spans: &[Span]) -> Vec<&str> {
 
 #[tokio::test]
 async fn each_stage_has_a_span_below_its_requests() {
-    let bench = Bench::start(&Net::tiny(5), &["--trace-sample", "0"]).await;
+    let bench = Bench::start(&Net::tiny(5), &["--trace-sample", "0"]);
     let client = &bench.server.client;
     let request = client.post(bench.server.url("/v1/classify?top_k=1&path=policy")).body(png(1));
     let request =
@@ -142,8 +142,7 @@ async fn each_stage_has_a_span_below_its_requests() {
 
 #[tokio::test]
 async fn each_image_of_a_batch_has_its_own_spans() {
-    let bench =
-        Bench::start(&Net::tiny(5), &["--trace-sample", "1", "--workers", "1", "--path-cache-bytes", "0"]).await;
+    let bench = Bench::start(&Net::tiny(5), &["--trace-sample", "1", "--workers", "1", "--path-cache-bytes", "0"]);
     let send = |seed: u64| {
         let images: Vec<Vec<u8>> = (seed..seed + 8).map(png).collect();
         let url = bench.server.url("/v1/classify?path=first_k:2");
@@ -172,7 +171,7 @@ async fn each_image_of_a_batch_has_its_own_spans() {
 #[tokio::test]
 async fn a_callers_sampling_is_followed_and_a_share_of_the_others_drawn() {
     for (share, drawn) in [("0", false), ("1", true)] {
-        let bench = Bench::start(&Net::tiny(5), &["--trace-sample", share]).await;
+        let bench = Bench::start(&Net::tiny(5), &["--trace-sample", share]);
         let mut seen = Vec::new();
         let zeros = format!("00-{}-{CALLER}-01", "0".repeat(32));
         for (parent, recorded, goes_on) in [
@@ -207,7 +206,7 @@ async fn a_callers_sampling_is_followed_and_a_share_of_the_others_drawn() {
 
 #[tokio::test]
 async fn what_fails_is_told_to_the_collector_too() {
-    let bench = Bench::start(&heavy(5), &["--trace-sample", "1", "--workers", "1"]).await;
+    let bench = Bench::start(&heavy(5), &["--trace-sample", "1", "--workers", "1"]);
     let image = picture(1, 128, ImageFormat::Png);
     let cases: [(&str, Vec<u8>, u16, &str, bool); 4] = [
         ("/v1/classify", b"junk".to_vec(), 415, "POST /v1/classify", false),
@@ -249,7 +248,7 @@ async fn what_fails_is_told_to_the_collector_too() {
 
 #[tokio::test]
 async fn calls_and_the_messages_of_streams_have_spans() {
-    let bench = Bench::start(&Net::tiny(5), &["--trace-sample", "0"]).await;
+    let bench = Bench::start(&Net::tiny(5), &["--trace-sample", "0"]);
     let asked = |image: Vec<u8>| ClassifyRequest { image: image.into(), ..ClassifyRequest::default() };
     fn traced<T>(message: T) -> Request<T> {
         let mut request = Request::new(message);
@@ -337,7 +336,7 @@ async fn a_collector_that_does_not_answer_costs_nothing_but_spans() {
 
 #[tokio::test]
 async fn what_waits_is_exported_at_the_end() {
-    let collector = Collector::start().await;
+    let collector = Collector::start();
     let url = collector.url();
     let env = [
         ("OTEL_BSP_SCHEDULE_DELAY", "3600000"),
@@ -349,8 +348,7 @@ async fn what_waits_is_exported_at_the_end() {
     let traceparent = told(server.post("", png(1)).await.headers());
     assert!(collector.spans().is_empty(), "nothing is exported yet");
     server.signal(Signal::TERM);
-    let status = tokio::task::spawn_blocking(move || server.ended()).await.unwrap();
-    assert_eq!(status.code(), Some(0));
+    assert_eq!(server.ended().code(), Some(0));
     let spans = collector.spans();
     let request = spans.iter().find(|span| span.is_told_by(&traceparent)).unwrap();
     assert_eq!(request.resource["service.name"], "cats");

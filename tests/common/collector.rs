@@ -1,7 +1,7 @@
 //! A collector of traces: takes OTLP over gRPC, and shows what came.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -98,20 +98,27 @@ impl TraceService for Taken {
     }
 }
 
-/// A running collector.
+/// A running collector, on a thread of its own: it takes spans while a test waits for a server to end.
 pub(crate) struct Collector {
     taken: Taken,
     address: SocketAddr,
 }
 
 impl Collector {
-    pub(crate) async fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let taken = Taken::default();
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        listener.set_nonblocking(true).expect("a listener");
         let address = listener.local_addr().expect("an address");
         let routes = Routes::new(TraceServiceServer::new(taken.clone()).accept_compressed(CompressionEncoding::Gzip))
             .into_axum_router();
-        tokio::spawn(async move { axum::serve(listener, routes).await });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        std::thread::spawn(move || {
+            runtime.block_on(async {
+                let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
+                axum::serve(listener, routes).await
+            })
+        });
         Self { taken, address }
     }
 
