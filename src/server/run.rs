@@ -97,8 +97,12 @@ pub enum ServeError {
     Lost,
 }
 
-/// Time in which a client has to send a request's head, the first one's start included.
+/// Time in which a client has to send the head of a connection's first request, its start included.
 const HEAD: Duration = Duration::from_secs(15);
+
+/// Time in which a client has to send the next one's: for as long may a connection of HTTP/1.1 be idle. Longer than the
+/// minute for which proxies keep theirs, who would send a request into one that is just being closed.
+const IDLE: Duration = Duration::from_secs(75);
 
 /// What a connection may hold beside bodies that were read: the help of `--max-connections` tells their sum.
 mod cost {
@@ -106,6 +110,9 @@ mod cost {
     /// Of all its streams.
     pub(super) const HTTP2_UNREAD_BYTES: u32 = 1 << 20;
     pub(super) const HTTP2_STREAMS: u32 = 200;
+    /// Streams that end before their body was read, over a connection's life: requests that are refused, which an honest
+    /// client may have many of. A client that provokes them has no more at work at once for that.
+    pub(super) const HTTP2_REFUSED: usize = 1 << 20;
     /// Of each stream.
     pub(super) const HTTP2_HEAD_BYTES: u32 = 16 << 10;
 }
@@ -347,7 +354,7 @@ impl Listener {
         builder
             .http1()
             .timer(hyper_util::rt::TokioTimer::new())
-            .header_read_timeout(HEAD)
+            .header_read_timeout(IDLE)
             .max_buf_size(cost::HTTP1_BYTES);
         builder
             .http2()
@@ -356,6 +363,7 @@ impl Listener {
             .keep_alive_timeout(HEAD)
             .initial_connection_window_size(cost::HTTP2_UNREAD_BYTES)
             .max_concurrent_streams(cost::HTTP2_STREAMS)
+            .max_local_error_reset_streams(cost::HTTP2_REFUSED)
             .max_header_list_size(cost::HTTP2_HEAD_BYTES);
         self.served.push((handle, tokio::spawn(server.serve(router.into_make_service()))));
         Ok(())
