@@ -9,7 +9,7 @@ use async_compression::tokio::bufread::{GzipDecoder, ZlibDecoder};
 use axum::Router;
 use axum::body::{Body, HttpBody};
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, header};
+use axum::http::{Extensions, HeaderMap, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use bytes::{Bytes, BytesMut};
@@ -20,6 +20,7 @@ use tower_http::CompressionLevel;
 use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::{NotForContentType, Predicate, SizeAbove};
 
+use super::ready::AsItIs;
 use crate::server::error::{Error, Kind};
 use crate::text::shortened;
 
@@ -29,7 +30,8 @@ pub(super) const ACCEPTED: &str = "gzip, deflate";
 /// Compresses answers that are worth it where the client takes that.
 pub(in crate::server) fn compressed(routes: Router) -> Router {
     const WORTH_BYTES: u64 = 1024;
-    let worth = SizeAbove::new(WORTH_BYTES).and(NotForContentType::IMAGES).and(NotForContentType::SSE);
+    let open = |_, _, _: &HeaderMap, extensions: &Extensions| extensions.get::<AsItIs>().is_none();
+    let worth = SizeAbove::new(WORTH_BYTES).and(NotForContentType::IMAGES).and(NotForContentType::SSE).and(open);
     // It takes time of the threads that serve.
     routes.layer(CompressionLayer::new().quality(CompressionLevel::Fastest).compress_when(worth))
 }

@@ -10,6 +10,7 @@ mod models;
 mod oip;
 mod openapi;
 mod page;
+mod ready;
 
 pub use body::MOST_IMAGES;
 #[cfg(feature = "fuzzing")]

@@ -12,6 +12,8 @@ use utoipa::openapi::{ObjectBuilder, OpenApi, Required, Type};
 use utoipa::{IntoResponses, OpenApi as _, ToSchema};
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
+use super::ready;
+
 /// Bytes of a file, or of tensors.
 #[derive(ToSchema)]
 #[schema(value_type = String, content_media_type = "application/octet-stream")]
@@ -161,5 +163,5 @@ pub(super) fn routes<S: Clone + Send + Sync + 'static>(api: &OpenApi) -> Router<
     );
     let docs = Router::from(ui)
         .layer(tower_http::set_header::SetResponseHeaderLayer::if_not_present(header::CONTENT_SECURITY_POLICY, policy));
-    Router::new().route(JSON, get(described)).merge(docs)
+    ready::once(Router::new().route(JSON, get(described)).merge(docs))
 }
