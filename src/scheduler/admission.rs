@@ -29,17 +29,32 @@ pub enum Refused {
 pub struct Flow {
     id: FlowId,
     waiting: AtomicUsize,
+    /// What its bodies hold in memory, in units of the server's.
+    held: AtomicUsize,
 }
 
 impl Flow {
     /// One of its own.
     pub fn new() -> Arc<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        Arc::new(Self { id: FlowId(NEXT.fetch_add(1, Ordering::Relaxed)), waiting: AtomicUsize::new(0) })
+        Arc::new(Self {
+            id: FlowId(NEXT.fetch_add(1, Ordering::Relaxed)),
+            waiting: AtomicUsize::new(0),
+            held: AtomicUsize::new(0),
+        })
     }
 
     pub(super) fn id(&self) -> FlowId {
         self.id
+    }
+
+    /// Counts so much more that its bodies hold, and gives all that they do.
+    pub fn hold(&self, units: usize) -> usize {
+        self.held.fetch_add(units, Ordering::Relaxed) + units
+    }
+
+    pub fn release(&self, units: usize) {
+        self.held.fetch_sub(units, Ordering::Relaxed);
     }
 }
 

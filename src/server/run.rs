@@ -213,7 +213,7 @@ pub async fn serve(
         limits: settings.limits,
         tracer: tracer.clone(),
         decoders: Decoders::new(decoders, settings.limits.pixels, Arc::clone(&metrics)),
-        bodies: Bodies::new(settings.limits.bodies, Arc::clone(&metrics)),
+        bodies: Bodies::new(settings.limits.bodies, settings.limits.body, Arc::clone(&metrics)),
     });
     let http = Listener::start(
         public.listen()?,

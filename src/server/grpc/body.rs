@@ -12,15 +12,15 @@ use std::time::Instant;
 use axum::body::{Body, BodyDataStream};
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
-use tokio::sync::OwnedSemaphorePermit;
 use tonic::Status;
 
-use crate::server::bodies::BODY_UNIT;
+use crate::scheduler::Flow;
+use crate::server::bodies::{BODY_UNIT, Part};
 use crate::server::classify::Service;
 use crate::server::error::{Error, Kind};
 
 /// A message's share of the memory for bodies.
-pub(super) type Memory = Vec<OwnedSemaphorePermit>;
+pub(super) type Memory = Vec<Part>;
 
 /// The memory of messages that have arrived whole and were not taken up yet, in their order.
 #[derive(Debug, Clone, Default)]
@@ -39,12 +39,13 @@ impl Arrived {
 
 /// `body` within the limits of `service`; the memory of its messages is in [`Arrived`]. A message has its time from its
 /// first byte on; of a `unary` call the body has it, from the call's head on.
-pub(super) fn limited(service: Arc<Service>, body: Body, unary: bool) -> (Body, Arrived) {
+pub(super) fn limited(service: Arc<Service>, flow: Arc<Flow>, body: Body, unary: bool) -> (Body, Arrived) {
     let arrived = Arrived::default();
     let late = unary.then(|| service.limits.time).map(|time| Box::pin(tokio::time::sleep(time)));
     let messages = Messages {
         body: body.into_data_stream(),
         service,
+        flow,
         arrived: arrived.clone(),
         head: Vec::with_capacity(HEAD),
         left: 0,
@@ -66,6 +67,7 @@ const HEAD: usize = 5;
 struct Messages {
     body: BodyDataStream,
     service: Arc<Service>,
+    flow: Arc<Flow>,
     arrived: Arrived,
     /// What has come of a message's head.
     head: Vec<u8>,
@@ -140,7 +142,7 @@ impl Messages {
             // As for bodies over HTTP: doubling keeps the number of permits small.
             if there > self.held {
                 let more = (there - self.held).max(self.held).min(self.length - self.held).next_multiple_of(BODY_UNIT);
-                self.memory.push(self.service.bodies.hold(more)?);
+                self.memory.push(self.service.bodies.hold(&self.flow, more)?);
                 self.held += more;
             }
             if self.left == 0 {

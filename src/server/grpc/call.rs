@@ -13,6 +13,7 @@ use tracing::Instrument;
 use super::body::{Arrived, Memory};
 use crate::proto::code_name;
 use crate::scheduler::{Flow, Refused};
+use crate::server::bodies::Part;
 use crate::server::classify::{Request, Service};
 use crate::server::error::{Error, Kind};
 use crate::telemetry::RequestContext;
@@ -94,10 +95,9 @@ impl Call {
     /// It was compressed, and there is no memory for all of it.
     pub(super) fn memory(&self, service: &Service, size: usize) -> Result<Memory, Error> {
         let mut memory = self.arrived.next();
-        let held: usize =
-            memory.iter().map(|part| part.num_permits()).sum::<usize>() * crate::server::bodies::BODY_UNIT;
+        let held: usize = memory.iter().map(Part::bytes).sum();
         if size > held {
-            memory.push(service.bodies.hold(size - held)?);
+            memory.push(service.bodies.hold(&self.flow, size - held)?);
         }
         Ok(memory)
     }

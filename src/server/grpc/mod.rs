@@ -145,7 +145,7 @@ fn called(service: &Arc<Service>, request: Request, answering: Arc<Answering>) -
         service.admit(&flow, Instant::now() + service.limits.time)?;
     }
     let (mut head, body) = request.into_parts();
-    let (body, arrived) = body::limited(Arc::clone(service), body, classifies);
+    let (body, arrived) = body::limited(Arc::clone(service), Arc::clone(&flow), body, classifies);
     let call = Call::new(answering, flow, &head.headers, arrived, classifies)?;
     head.extensions.insert(call.clone());
     Ok((Request::from_parts(head, body), call))

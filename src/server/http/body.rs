@@ -1,6 +1,7 @@
 //! A request's images out of its body: raw bytes, multipart, or JSON.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::Instant;
 
 use axum::body::Body;
@@ -10,13 +11,12 @@ use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use serde::de::{Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
-use tokio::sync::OwnedSemaphorePermit;
 use utoipa::ToSchema;
 
 use super::json::Object;
 use crate::registry::Model;
 use crate::scheduler::Flow;
-use crate::server::bodies::BODY_UNIT;
+use crate::server::bodies::{BODY_UNIT, Part};
 use crate::server::classify::Service;
 use crate::server::error::{Error, Kind};
 use crate::text::shortened;
@@ -24,16 +24,17 @@ use crate::text::shortened;
 /// A body in memory, and its share of the memory for bodies.
 pub(super) struct Held {
     pub(super) bytes: Bytes,
-    _memory: Vec<OwnedSemaphorePermit>,
+    _memory: Vec<Part>,
 }
 
-/// Reads a whole body, `expected` to be what is said.
+/// Reads a whole body that comes over the connection of `flow`, `expected` to be what is said.
 ///
 /// # Errors
 /// Larger than the limit (found from its stated length before anything is read), too slow, broken off, or no memory
 /// for it now.
 pub(super) async fn read(
     service: &Service,
+    flow: &Arc<Flow>,
     headers: &HeaderMap,
     body: Body,
     deadline: Instant,
@@ -66,7 +67,7 @@ pub(super) async fn read(
         // number of permits small; whole units, so that many small chunks cost no more than one large.
         if length > held {
             let more = (length - held).max(held).min(most - held).next_multiple_of(BODY_UNIT);
-            memory.push(service.bodies.hold(more)?);
+            memory.push(service.bodies.hold(flow, more)?);
             held += more;
         }
         bytes.extend_from_slice(&chunk);

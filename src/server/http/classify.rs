@@ -74,7 +74,7 @@ pub(super) async fn classify(
     service.admit_to(&flow, &request.model, request.deadline)?;
     let (head, content) = http.into_parts();
     let deadline = received + service.limits.time;
-    let held = body::read(&service, &head.headers, content, deadline, body::EXPECTED).await?;
+    let held = body::read(&service, &flow, &head.headers, content, deadline, body::EXPECTED).await?;
     let images = body::images(&service, &flow, &request.model, &head.headers, &held.bytes, deadline).await?;
     let single = images.len() == 1;
     let images = images.into_iter().map(|image| image.map(Image::Encoded)).collect();

@@ -320,6 +320,11 @@ impl Metrics {
         ConnectionMetrics { open: self.connections.with_label_values(&[name]), closed: Closed::ALL.map(closed) }
     }
 
+    /// Connections of all listeners.
+    pub fn open_connections(&self) -> i64 {
+        ["http", "grpc", "admin"].iter().map(|name| self.connections.with_label_values(&[name]).get()).sum()
+    }
+
     /// Says no more that the model called `name` is not ready: there is none of that name. Its counts stay, and go on if
     /// there is one again.
     pub fn gone(&self, name: &str) {

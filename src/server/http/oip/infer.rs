@@ -77,7 +77,7 @@ pub(super) async fn infer(
     service.admit_to(&flow, &model, deadline)?;
     let (head, content) = http.into_parts();
     let json_length = json_length(&head.headers)?;
-    let held = body::read(&service, &head.headers, content, deadline, EXPECTED).await?;
+    let held = body::read(&service, &flow, &head.headers, content, deadline, EXPECTED).await?;
     let asked = if json_length == Some(0) {
         Asked { id: None, wanted: Wanted::all(false), images: vec![Image::Encoded(held.bytes.clone())] }
     } else {
