@@ -114,6 +114,11 @@ fn what_is_of_the_wrong_kind_is_said_in_one_sentence() {
     for (path, part) in [(&below, "Not a directory"), (&astray, "No such file"), (&dir, "Is a directory")] {
         place.serve(&[], &["--api-keys-file", text(path)]).failed(2, &[text(path), "cannot be read: ", part]);
     }
+    let pipe = place.path("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    place
+        .serve(&[], &["--api-keys-file", text(&pipe)])
+        .failed(2, &[text(&pipe), "cannot be read: found no regular file"]);
     let head = place.models.join("net/1/head.onnx");
     fs::remove_file(&head).unwrap();
     place.serve(&[], &[]).failed(1, &["net/1/head.onnx: cannot be read: No such file"]);
@@ -140,7 +145,7 @@ fn a_library_that_is_no_onnxruntime_is_said_in_one_sentence() {
     place.serve(&[], &[]).failed(1, &["libonnxruntime.so: no such file (ORT_DYLIB_PATH)"]);
     fs::remove_file(&place.library).unwrap();
     fs::create_dir(&place.library).unwrap();
-    place.serve(&[], &[]).failed(1, &["libonnxruntime.so: no such file (ORT_DYLIB_PATH)"]);
+    place.serve(&[], &[]).failed(1, &["libonnxruntime.so: it is a directory"]);
     fs::remove_dir(&place.library).unwrap();
     if cfg!(target_os = "linux") {
         // Another library, that of the tests; and one that a download left half done, which would end the process.

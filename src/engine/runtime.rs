@@ -48,6 +48,10 @@ impl Runtime {
             return Ok(runtime);
         }
         let path = path.filter(|path| !path.as_os_str().is_empty()).ok_or(RuntimeError::Unnamed)?;
+        if path.is_dir() {
+            let reason = "it is a directory".to_owned();
+            return Err(RuntimeError::Damaged { path: path.to_path_buf(), reason });
+        }
         if !path.is_file() {
             return Err(RuntimeError::Missing(path.to_path_buf()));
         }
@@ -56,7 +60,8 @@ impl Runtime {
         library::check(path)
             .map_err(|reason| RuntimeError::Damaged { path: path.clone(), reason: reason.to_string() })?;
         let failed = |reason: String| RuntimeError::Load { path: path.to_path_buf(), reason };
-        let builder = ort::init_from(path).map_err(|error| failed(error.to_string()))?;
+        let builder = ort::init_from(path)
+            .map_err(|error| failed(version::refusal(path).unwrap_or_else(|| error.to_string())))?;
         let environment = builder
             .with_name(env!("CARGO_PKG_NAME"))
             .with_telemetry(false)

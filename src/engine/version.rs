@@ -9,6 +9,14 @@ use std::path::Path;
 use libloading::Library;
 use ort::sys::OrtApiBase;
 
+/// Why the system's loader does not take the library at `path`; `None` where it does.
+pub(super) fn refusal(path: &Path) -> Option<String> {
+    // SAFETY: `ort` has tried to load this library before, so that initialisers that run now are those that it wanted.
+    let loaded = unsafe { Library::new(path) };
+    // What the loader itself says is the source of the error.
+    loaded.err().map(|error| std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string))
+}
+
 /// The version of the library at `path`, which is loaded already; `None` where it does not say.
 pub(super) fn of(path: &Path) -> Option<String> {
     // SAFETY: `ort` has loaded this library before, so that its initialisers have run and the handle below only counts

@@ -159,6 +159,11 @@ fn hashed<'k>(place: &str, keys: impl Iterator<Item = (String, &'k [u8])>) -> Re
 fn read(file: &Path) -> Result<Vec<u8>, KeysError> {
     let failed = |reason| KeysError::Read { file: file.to_path_buf(), reason };
     let mut text = Vec::new();
+    // Opening a pipe would wait for somebody who writes to it; of a directory the system says what it is.
+    let kind = std::fs::metadata(file).map_err(failed)?.file_type();
+    if !kind.is_file() && !kind.is_dir() {
+        return Err(failed(std::io::Error::other("found no regular file, expected a regular file")));
+    }
     let opened = std::fs::File::open(file).map_err(failed)?;
     opened.take(LARGEST_FILE + 1).read_to_end(&mut text).map_err(failed)?;
     if text.len() as u64 > LARGEST_FILE {
