@@ -62,8 +62,18 @@ pub(super) fn model_dir(dir: &Path, name: &str) -> Option<PathBuf> {
 
 /// The versions of the model in `dir`, oldest first.
 pub(super) fn versions(dir: &Path) -> Result<Vec<(u64, PathBuf)>, RegistryError> {
-    let mut found: Vec<(u64, PathBuf)> =
-        subdirectories(dir)?.into_iter().filter_map(|version| Some((number(file_name(&version)?)?, version))).collect();
+    let failed = |reason| RegistryError::Read { dir: dir.to_path_buf(), reason };
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let version = file_name(&path).and_then(number);
+        match version {
+            Some(version) if path.is_dir() => found.push((version, path)),
+            // A model's directory may have a README beside its versions.
+            None if is_hidden(&path) || !path.is_dir() => {}
+            _ => tracing::warn!(path = %path.display(), "passed over: a version is a directory with a number as name"),
+        }
+    }
     found.sort();
     Ok(found)
 }
