@@ -239,12 +239,17 @@ def test_accepted_requests_are_answered_before_the_pod_is_killed(pod, container,
 
 def test_memory_holds_what_the_limits_allow(container, runtime, limits):
     for each in (container, runtime):
-        said = environment(each) | dict(re.findall(r"--(max-pixels)=(\d+)", " ".join(each["args"])))
+        flags = re.findall(r"--(max-pixels|max-connections)=(\d+)", " ".join(each["args"]))
+        said = environment(each) | dict(flags)
         pixels = int(said.get("BLOCKDROP_MAX_PIXELS") or said["max-pixels"])
+        connections = int(said.get("BLOCKDROP_MAX_CONNECTIONS") or said["max-connections"])
         bound = each["resources"]["limits"]
         memory = int(bound["memory"].removesuffix("Gi")) << 30
         decoding = int(bound["cpu"]) * 11 * pixels
-        assert decoding + limits["--max-bodies-bytes"] + memory / 4 + (96 << 20) <= memory
+        # To HTTP and to gRPC.
+        buffered = 2 * connections * 400 << 10
+        bodies = limits["--max-bodies-bytes"]
+        assert decoding + bodies + buffered + memory / 4 + (96 << 20) <= memory
 
 
 def test_the_container_may_do_little(container, runtime, pod):
