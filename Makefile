@@ -13,8 +13,12 @@ CARGO_FUZZ_HOME := $(CACHE)/cargo-fuzz-$(CARGO_FUZZ_VERSION)
 SHELL_SCRIPTS := .ci/run scripts/fuzz scripts/need
 PYTHON_SCRIPTS := scripts/audit scripts/fetch-onnxruntime scripts/sbom scripts/venv tests/clients/grpcurl
 
-# Tells the product where ONNX Runtime is; pip is what fetches it.
-with_onnxruntime = ORT_DYLIB_PATH="$$(scripts/fetch-onnxruntime)" && export ORT_DYLIB_PATH
+# What graphs run on, cpu, cuda or cuda:N, where it was said.
+PROVIDER ?= $(or $(BLOCKDROP_PROVIDER),cpu)
+# Tells the product where ONNX Runtime is, in the build for that; pip is what fetches it.
+with_onnxruntime = ORT_DYLIB_PATH="$$(scripts/fetch-onnxruntime $(firstword $(subst :, ,$(PROVIDER))))" && \
+	export ORT_DYLIB_PATH
+with_provider = $(with_onnxruntime) && BLOCKDROP_PROVIDER="$(PROVIDER)" && export BLOCKDROP_PROVIDER
 pip = $(if $(ORT_DYLIB_PATH),,pip)
 # What tests in Python run: of the same features as what `cargo test --workspace` leaves behind.
 build_tested = $(CARGO) build --workspace --locked --bins --example classify
@@ -28,9 +32,9 @@ help: ## list the targets
 	awk -F: '{ printf "  make %-14s %s\n", $$1, substr($$0, length($$1) + 2) }'
 
 .PHONY: serve
-serve: ## build, fetch ONNX Runtime and serve models/ (ARGS="..." adds options)
+serve: ## build, fetch ONNX Runtime and serve models/ (PROVIDER=cuda on a GPU, ARGS="..." adds options)
 	@scripts/need cargo cc python3 $(pip)
-	@$(with_onnxruntime) && \
+	@$(with_provider) && \
 	BLOCKDROP_MODELS="$${BLOCKDROP_MODELS:-models}" && export BLOCKDROP_MODELS && \
 	exec $(CARGO) run --profile $(PROFILE) --locked --bin blockdrop -- serve $(ARGS)
 
@@ -45,13 +49,16 @@ BUNDLE ?= models/cifar10-resnet32/1
 CIFAR := $(wildcard $(CACHE)/data/cifar-10-batches-bin)
 IMAGES ?= $(or $(CIFAR),samples)
 MASKS ?= $(if $(filter samples,$(IMAGES)),frequent,policy)
+BATCH ?= $(if $(filter cuda%,$(PROVIDER)),1$(comma)8$(comma)32$(comma)128$(comma)512,1$(comma)8)
+COUNT ?= $(if $(filter cuda%,$(PROVIDER)),2048,128)
+comma := ,
 
 .PHONY: bench
-bench: ## time the full net against the kept blocks (BUNDLE=..., IMAGES=..., MASKS=frequent, ARGS="...")
+bench: ## time the full net against the kept blocks (BUNDLE=..., IMAGES=..., MASKS=frequent, PROVIDER=cuda, ARGS="...")
 	@scripts/need cargo cc python3 $(pip)
-	@$(with_onnxruntime) && \
+	@$(with_provider) && \
 	exec $(CARGO) run --release --locked --bin blockdrop -- \
-		bench "$(BUNDLE)" --images "$(IMAGES)" --masks "$(MASKS)" --http $(ARGS)
+		bench "$(BUNDLE)" --images "$(IMAGES)" --masks "$(MASKS)" --batch "$(BATCH)" --count "$(COUNT)" --http $(ARGS)
 
 SCENARIO ?= loadtest/scenarios/ab.toml
 
@@ -83,6 +90,15 @@ test: test-scripts ## run all tests: of the product, its page, its clients, its 
 	@$(MAKE) --no-print-directory test-page
 	@$(MAKE) --no-print-directory test-deploy
 	@$(MAKE) --no-print-directory test-clients
+
+.PHONY: test-cuda
+test-cuda: ## run the engine's tests on an NVIDIA GPU, which has to be there
+	@scripts/need cargo cc python3 $(pip)
+	@$(MAKE) --no-print-directory PROVIDER=cuda engine-on-provider
+
+.PHONY: engine-on-provider
+engine-on-provider:
+	@$(with_provider) && set -x && BLOCKDROP_REQUIRE_CUDA=1 $(CARGO) test --locked --test targets -- --nocapture
 
 .PHONY: chaos
 chaos: ## let clients do everything wrong for longer than the tests do (SECONDS=300, SEED=...)

@@ -52,16 +52,19 @@ class FetchOnnxRuntime(unittest.TestCase):
         patcher.start()
         self.addCleanup(patcher.stop)
 
-    def offer_wheel(self):
+    def offer_wheel(self, package="onnxruntime", version="1.32.0", libraries=(LIBRARY,)):
         """Puts a small wheel where pip looks, and returns its sha256."""
-        path = self.wheels / f"onnxruntime-1.32.0-cp312-cp312-{TAG}.whl"
+        name = package.replace("-", "_")
+        path = self.wheels / f"{name}-{version}-cp312-cp312-{TAG}.whl"
         with zipfile.ZipFile(path, "w") as wheel:
-            wheel.writestr(f"onnxruntime/capi/{LIBRARY}", "the library")
+            for library in libraries:
+                wheel.writestr(f"onnxruntime/capi/{library}", "the library")
             wheel.writestr("onnxruntime/LICENSE", "the licence")
             wheel.writestr("onnxruntime/ThirdPartyNotices.txt", "the notices")
-            info = "onnxruntime-1.32.0.dist-info"
+            info = f"{name}-{version}.dist-info"
             wheel.writestr(
-                f"{info}/METADATA", "Metadata-Version: 2.1\nName: onnxruntime\nVersion: 1.32.0\n"
+                f"{info}/METADATA",
+                f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n",
             )
             wheel.writestr(
                 f"{info}/WHEEL", f"Wheel-Version: 1.0\nGenerator: test\nTag: cp312-cp312-{TAG}\n"
@@ -73,7 +76,7 @@ class FetchOnnxRuntime(unittest.TestCase):
         pinned = {("Linux", "x86_64"): (TAG, sha256, LIBRARY)}
         self.patch(mock.patch.object(self.script, "WHEELS", pinned))
 
-    def run_main(self):
+    def run_main(self, *arguments):
         out, err = io.StringIO(), io.StringIO()
         # What pip says goes past Python's sys.stderr.
         with (
@@ -81,7 +84,7 @@ class FetchOnnxRuntime(unittest.TestCase):
             redirect_stderr(err),
             mock.patch.object(self.script.subprocess, "run", quiet_run),
         ):
-            status = self.script.main()
+            status = self.script.main(arguments)
         return status, out.getvalue(), err.getvalue()
 
     def cached(self):
@@ -100,6 +103,33 @@ class FetchOnnxRuntime(unittest.TestCase):
         with mock.patch.object(self.script, "download", side_effect=AssertionError):
             status, out, err = self.run_main()
         self.assertEqual((status, out, err), (0, f"{self.home / LIBRARY}\n", ""))
+
+    def test_the_build_for_gpus_comes_with_its_providers_and_by_its_own_pin(self):
+        libraries = ("libonnxruntime.so.1.2.3", *self.script.PROVIDERS)
+        sha256 = self.offer_wheel("onnxruntime-gpu", "1.2.3", libraries)
+        pins = self.folder / "onnxruntime-cuda.txt"
+        pins.write_text(f"# A comment.\nonnxruntime-gpu==1.2.3 \\\n    --hash=sha256:{sha256}\n")
+        self.patch(mock.patch.object(self.script, "CUDA", pins))
+        home = self.cache / "blockdrop" / f"onnxruntime-gpu-1.2.3-{TAG}"
+        status, out, _ = self.run_main("cuda")
+        self.assertEqual((status, out), (0, f"{home / libraries[0]}\n"))
+        found = sorted(path.name for path in home.iterdir())
+        self.assertEqual(found, sorted(["LICENSE", "ThirdPartyNotices.txt", *libraries]))
+        self.patch(mock.patch.object(self.script, "this_platform", lambda: ("Linux", "aarch64")))
+        status, out, err = self.run_main("cuda")
+        self.assertEqual((status, out), (1, ""))
+        self.assertIn("only for Linux on x86-64", err)
+
+    def test_a_provider_that_is_none_is_refused(self):
+        status, out, err = self.run_main("rocm")
+        self.assertEqual((status, out), (2, ""))
+        self.assertIn("found 'rocm', expected cpu or cuda", err)
+
+    def test_the_pin_of_the_build_for_gpus_is_read(self):
+        wheel = self.script.wheel_for("cuda")
+        self.assertEqual(wheel.package, "onnxruntime-gpu")
+        self.assertRegex(wheel.version, r"^1\.\d+\.\d+$")
+        self.assertRegex(wheel.sha256, r"^[0-9a-f]{64}$")
 
     def test_a_wheel_of_another_hash_is_refused_and_leaves_nothing(self):
         self.pin("0" * 64)
