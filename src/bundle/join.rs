@@ -1,9 +1,8 @@
 //! Joins the graphs of a path, each one's output becoming the next one's input, into one ONNX graph in memory.
 
-use std::collections::HashMap;
-
+use super::assembly::{Assembly, border, result};
 use super::graph::Graph;
-use super::onnx::{GraphProto, ModelProto, NodeProto, ValueInfoProto};
+use super::onnx::ModelProto;
 
 /// Why graphs cannot be joined.
 #[derive(Debug, thiserror::Error)]
@@ -35,107 +34,12 @@ pub fn join(parts: &[&Graph]) -> Result<ModelProto, JoinError> {
         }
     }
 
-    let mut joined = GraphProto { name: Some("path".to_owned()), ..Default::default() };
-    let mut opsets: HashMap<String, i64> = HashMap::new();
-    let mut ir_version = 0;
-    let (input, output) = (border(&first.graph().input, first), only(&last.graph().output));
+    let mut joined = Assembly::new("path");
+    let input = border(first);
     let mut carried = input.name().to_owned();
-    joined.input.push(input);
-
+    joined.input(input);
     for (index, part) in parts.iter().enumerate() {
-        ir_version = ir_version.max(part.model.ir_version());
-        for import in &part.model.opset_import {
-            let domain = import.operators();
-            let other = *opsets.entry(domain.to_owned()).or_insert(import.version());
-            if other != import.version() {
-                let domain = if domain.is_empty() { "ai.onnx" } else { domain }.to_owned();
-                return Err(JoinError::Opset { file: part.file.clone(), domain, found: import.version(), other });
-            }
-        }
-        let graph = part.graph();
-        let names = Names {
-            input: border(&graph.input, part).name().to_owned(),
-            carried: carried.clone(),
-            prefix: format!("{index}/"),
-        };
-        let output = only(&graph.output);
-        carried = names.of(output.name());
-        joined.node.extend(graph.node.iter().map(|node| names.node(node)));
-        joined.initializer.extend(graph.initializer.iter().map(|tensor| {
-            let mut tensor = tensor.clone();
-            tensor.name = Some(names.of(tensor.name()));
-            tensor
-        }));
-        // The output is one value among others now, of which the part states the shape all the same.
-        let unstated = graph.value_info.iter().all(|value| value.name() != output.name());
-        let values = graph.value_info.iter().chain(unstated.then_some(&output));
-        joined.value_info.extend(values.map(|value| names.value(value)));
-        joined.quantization_annotation.extend(graph.quantization_annotation.iter().map(|annotation| {
-            let mut annotation = annotation.clone();
-            annotation.tensor_name = Some(names.of(annotation.tensor_name()));
-            for entry in &mut annotation.quant_parameter_tensor_names {
-                entry.value = Some(names.of(entry.value()));
-            }
-            annotation
-        }));
+        carried = joined.add(part, format!("{index}/"), &carried, None)?;
     }
-
-    joined.node.push(NodeProto {
-        op_type: Some("Identity".to_owned()),
-        name: Some("output".to_owned()),
-        input: vec![carried],
-        output: vec![output.name().to_owned()],
-        ..Default::default()
-    });
-    joined.output.push(output);
-    let opset_import = opsets
-        .into_iter()
-        .map(|(domain, version)| super::onnx::OperatorSetIdProto { domain: Some(domain), version: Some(version) });
-    Ok(ModelProto {
-        ir_version: Some(ir_version),
-        opset_import: opset_import.collect(),
-        producer_name: Some(env!("CARGO_PKG_NAME").to_owned()),
-        producer_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
-        graph: Some(joined),
-        ..Default::default()
-    })
-}
-
-/// The graph's real input: the one that no initializer gives a default for.
-fn border(values: &[ValueInfoProto], part: &Graph) -> ValueInfoProto {
-    let weights = &part.graph().initializer;
-    let real = values.iter().find(|value| !weights.iter().any(|tensor| tensor.name() == value.name()));
-    real.cloned().expect("a checked graph has exactly one input")
-}
-
-fn only(values: &[ValueInfoProto]) -> ValueInfoProto {
-    values.first().cloned().expect("a checked graph has exactly one output")
-}
-
-/// How the names of one part are rewritten.
-struct Names {
-    input: String,
-    carried: String,
-    prefix: String,
-}
-
-impl Names {
-    fn of(&self, name: &str) -> String {
-        match name {
-            "" => String::new(), // an optional input left out
-            name if name == self.input => self.carried.clone(),
-            name => format!("{}{name}", self.prefix),
-        }
-    }
-
-    fn node(&self, node: &NodeProto) -> NodeProto {
-        let mut node = node.clone();
-        node.name = Some(self.of(node.name()));
-        node.input.iter_mut().chain(&mut node.output).for_each(|name| *name = self.of(name));
-        node
-    }
-
-    fn value(&self, value: &ValueInfoProto) -> ValueInfoProto {
-        ValueInfoProto { name: Some(self.of(value.name())), ..value.clone() }
-    }
+    Ok(joined.finish(&carried, result(last)))
 }

@@ -5,6 +5,7 @@
 //! masks recur, `paths.json`. The graphs are taken as they are, so any residual architecture can be served: what this
 //! module knows of a block is its shape and FLOPs.
 
+mod assembly;
 mod error;
 mod frequent;
 #[cfg(feature = "fuzzing")]
@@ -13,6 +14,7 @@ pub mod fuzzing;
 mod graph;
 mod join;
 mod manifest;
+mod mix;
 pub mod onnx;
 mod shapes;
 
@@ -28,6 +30,7 @@ pub use manifest::{
     Architecture, BlockRef, FileRef, Filter, InputSpec, Manifest, OPSETS, PolicyRef, Resize, SCHEMA_VERSION,
     SegmentRef, StatedFlops,
 };
+pub use mix::{COUNTS, ROWS, mix};
 
 use crate::policy::{BlockCost, Costs, Mask};
 use graph::{Border, Dims};
