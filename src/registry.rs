@@ -20,7 +20,7 @@ pub use live::{Change, ChangeError, Changes, Indexed};
 use tokio::sync::watch;
 
 use crate::bundle::{Bundle, BundleError, Frequent};
-use crate::engine::{Backend, Engine, EngineError, Paths, Provider, Runtime};
+use crate::engine::{Backend, Engine, EngineError, Paths, Runtime, Target};
 use crate::policy::Costs;
 use crate::scheduler::{self, Pace};
 use crate::telemetry::{Metrics, ModelMetrics, Statistics};
@@ -107,9 +107,10 @@ pub enum Unknown {
 /// How models are made ready.
 #[derive(Clone)]
 pub struct LoadOptions {
-    pub provider: Provider,
-    /// Threads that run models.
+    pub target: Target,
+    /// Threads that run models, and images that each runs at a time, at most.
     pub workers: usize,
+    pub max_batch: usize,
     /// Where the compiled paths of all models live.
     pub paths: Arc<Paths>,
     /// Time for frequent paths to be compiled before requests get to a model.
@@ -322,15 +323,18 @@ impl Loader {
         metrics: &Arc<ModelMetrics>,
         before: Option<&Arc<Model>>,
     ) -> Result<Model, RegistryError> {
-        let LoadOptions { provider, workers, paths, .. } = &self.options;
+        let LoadOptions { target, workers, max_batch, paths, .. } = &self.options;
         let (started, dir) = (Instant::now(), bundle.dir.clone());
         let own = bundle.manifest.policy.threshold;
         if let Some(most) = self.options.brownout.filter(|most| *most <= own) {
             return Err(RegistryError::Brownout { most, own, dir });
         }
         let (paths, counts) = (Arc::clone(paths), metrics.paths.clone());
-        let engine = Engine::new(Arc::new(bundle), self.runtime, *provider, *workers, paths, counts)
+        let engine = Engine::new(Arc::new(bundle), self.runtime, *target, *workers, paths, counts)
             .map_err(|reason| RegistryError::Engine { dir, reason })?;
+        if let Err(error) = engine.measure(*max_batch) {
+            tracing::warn!(model = name, version, %error, "images of different masks never run together");
+        }
         engine.warm(&self.profile(name, version, &engine, before));
         tracing::info!(
             model = name,

@@ -5,13 +5,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use blockdrop::bundle::{Bundle, Frequent};
+use blockdrop::bundle::onnx::ModelProto;
+use blockdrop::bundle::{Bundle, Frequent, sha256_hex};
 use blockdrop::engine::{Answer, Backend, Engine, EngineError, Image, PathMetrics, Paths, Provider};
 use blockdrop::policy::{Choice, Mask, Path, Selection};
 use blockdrop_testkit::{Net, noise, runtime};
 use ort::session::Session;
 use ort::value::TensorRef;
 use proptest::prelude::*;
+use prost::Message;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -86,7 +88,7 @@ proptest! {
             assert_close(&answer.logits, &expected, &format!("{net:?} with {mask} in a batch"));
             let alone = engine.run_blocks(mask, &[image]).unwrap();
             assert_close(&alone[0], &expected, &format!("{net:?} with {mask} block by block"));
-            assert!(engine.compile(mask).unwrap(), "room for every path");
+            assert!(engine.compile(mask, 1).unwrap(), "room for every path");
             let fused = engine.run(mask, &[image]).logits.swap_remove(0).unwrap();
             assert_close(&fused, &expected, &format!("{net:?} with {mask} as one graph"));
             prop_assert_eq!(&answer.mask, *mask);
@@ -157,6 +159,32 @@ fn an_image_that_overflows_fails_alone() {
 }
 
 #[test]
+fn a_net_that_gives_no_numbers_is_refused() {
+    for (file, told) in [
+        ("policy.onnx", "policy.onnx gives values that are not finite numbers for an image of zeros"),
+        ("head.onnx", "the path 000000 of stem, blocks, shortcuts and head gives values"),
+        ("blocks/003.onnx", "the path 111111 of stem, blocks, shortcuts and head gives values"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        Net::tiny(1).write(dir.path()).unwrap();
+        let before = std::fs::read(dir.path().join(file)).unwrap();
+        let mut model = ModelProto::decode(&*before).unwrap();
+        for tensor in &mut model.graph.as_mut().unwrap().initializer {
+            let values = tensor.raw_data.as_mut().unwrap();
+            *values = vec![f32::NAN.to_le_bytes(); values.len() / 4].concat();
+        }
+        let after = model.encode_to_vec();
+        std::fs::write(dir.path().join(file), &after).unwrap();
+        let manifest = std::fs::read_to_string(dir.path().join("bundle.json")).unwrap();
+        let manifest = manifest.replace(&sha256_hex(&before), &sha256_hex(&after));
+        std::fs::write(dir.path().join("bundle.json"), manifest).unwrap();
+        let made = try_engine(Bundle::load(dir.path()).unwrap(), Provider::Cpu, 0);
+        let error = made.err().expect("no numbers").to_string();
+        assert!(error.contains(told), "{file}: {error}");
+    }
+}
+
+#[test]
 fn a_provider_that_cannot_run_is_an_error_and_not_a_run_on_the_cpu() {
     let dir = tempfile::tempdir().unwrap();
     // Device 65535 exists nowhere; on a machine without CUDA the provider itself is missing.
@@ -203,7 +231,7 @@ fn an_image_that_runs_again_counts_for_nothing() {
     let image = &noise(3, 1, 3 * 16 * 16)[0];
     let (few, full) = (first(&net, 2), Mask::full(net.blocks()));
     assert!(engine.rerun(&full, image).unwrap().is_none(), "not block by block");
-    engine.compile(&full).unwrap();
+    engine.compile(&full, 1).unwrap();
     let bytes = metrics.bytes.get();
     for mask in [&few, &full, &few] {
         let logits = engine.rerun(mask, image).unwrap().unwrap();
@@ -211,7 +239,7 @@ fn an_image_that_runs_again_counts_for_nothing() {
     }
     engine.settle(Duration::from_secs(60));
     assert_eq!(metrics.bytes.get(), bytes, "nothing is compiled for it");
-    engine.compile(&few).unwrap();
+    engine.compile(&few, 1).unwrap();
     engine.rerun(&few, image).unwrap().unwrap();
     assert_eq!((metrics.hits.get(), metrics.misses.get()), (0, 0));
     assert_eq!(engine.frequent(), Frequent::default(), "no image came");
@@ -225,9 +253,9 @@ fn paths_stay_within_their_bytes_and_the_full_net_stays() {
     let full = Mask::full(net.blocks());
     let (bytes_of_full, one) = {
         let (engine, metrics) = try_engine(net.bundle(dir.path()), Provider::Cpu, 1 << 30).unwrap();
-        assert!(engine.compile(&full).unwrap());
+        assert!(engine.compile(&full, 1).unwrap());
         let full = metrics.bytes.get();
-        assert!(engine.compile(&first(&net, 1)).unwrap());
+        assert!(engine.compile(&first(&net, 1), 1).unwrap());
         (full, metrics.bytes.get() - full)
     };
     let limit = bytes_of_full + 2 * one;
@@ -269,7 +297,7 @@ fn without_memory_for_paths_everything_runs_block_by_block() {
     }
     assert_eq!((metrics.hits.get(), metrics.misses.get(), metrics.bytes.get()), (0, 5, 0));
     assert_eq!(metrics.failures.get(), 0, "no room is no failure");
-    assert!(!engine.compile(&first(&net, 2)).unwrap());
+    assert!(!engine.compile(&first(&net, 2), 1).unwrap());
 }
 
 #[test]

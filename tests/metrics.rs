@@ -23,7 +23,7 @@ fn written() -> tempfile::TempDir {
 }
 
 /// The names and kinds that apply so far.
-const METRICS: [(&str, &str); 47] = [
+const METRICS: [(&str, &str); 48] = [
     ("blockdrop_requests_total", "counter"),
     ("blockdrop_images_total", "counter"),
     ("blockdrop_rejected_total", "counter"),
@@ -36,6 +36,7 @@ const METRICS: [(&str, &str); 47] = [
     ("blockdrop_flops_policy_total", "counter"),
     ("blockdrop_flops_full_total", "counter"),
     ("blockdrop_batch_size", "histogram"),
+    ("blockdrop_mixed_batches_total", "counter"),
     ("blockdrop_policy_images_total", "counter"),
     ("blockdrop_policy_blocks_kept_total", "counter"),
     ("blockdrop_policy_blocks_dropped_total", "counter"),

@@ -131,6 +131,7 @@ async fn each_stage_has_a_span_below_its_requests() {
     let ran = json!({
         "blockdrop.image": 0, "blockdrop.batch.size": 1, "blockdrop.mask": result["path"]["mask"],
         "blockdrop.blocks.kept": result["path"]["blocks_kept"], "blockdrop.path.compiled": hits == 1.0,
+        "blockdrop.batch.masks": 1,
     });
     assert_eq!(json!(attributes("backbone")), ran);
     for queue in stages.iter().filter(|span| span.name == "queue") {

@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use blockdrop::bundle::Bundle;
-use blockdrop::engine::{Engine, PathMetrics, Paths, Provider, Runtime};
+use blockdrop::engine::{Engine, PathMetrics, Paths, Provider, Runtime, Target};
 use blockdrop::policy::{Choice, PATHS};
 use blockdrop::registry;
 use clap::Args;
+use clap::builder::BoolishValueParser;
 
 use super::Failure;
 use super::checked::{Checked, Problems};
@@ -20,6 +21,10 @@ pub(crate) struct RunOn {
     /// What the graphs run on: cpu, cuda or cuda:N. A provider that cannot be had is an error, never a run on another.
     #[arg(long, env = "BLOCKDROP_PROVIDER", default_value = "cpu")]
     provider: Checked<Provider>,
+
+    /// Capture compiled paths as CUDA graphs: one launch for all their kernels.
+    #[arg(long, env = "BLOCKDROP_CUDA_GRAPHS", value_parser = BoolishValueParser::new())]
+    cuda_graphs: bool,
 
     /// Worker threads, each with one thread of ONNX Runtime [default: the cores this process may use].
     #[arg(long, env = "BLOCKDROP_WORKERS")]
@@ -33,7 +38,7 @@ pub(crate) struct RunOn {
 /// [`RunOn`], checked.
 #[derive(Debug, Clone)]
 pub(crate) struct Running {
-    pub(crate) provider: Provider,
+    pub(crate) target: Target,
     pub(crate) workers: usize,
     pub(crate) onnxruntime: Option<PathBuf>,
 }
@@ -41,6 +46,14 @@ pub(crate) struct Running {
 impl RunOn {
     pub(crate) fn check(self, problems: &mut Problems) -> Option<Running> {
         let provider = problems.take("--provider", "cpu, cuda or cuda:N", self.provider, |_| true);
+        let target = provider.map(|provider| {
+            if self.cuda_graphs && provider == Provider::Cpu {
+                problems.note("--cuda-graphs: found with --provider cpu, expected cuda or cuda:N beside it");
+            }
+            let mut target = Target::from(provider);
+            target.tactics.cuda_graphs = self.cuda_graphs;
+            target
+        });
         let workers = match self.workers {
             // Follows the cgroup's quota and the CPU affinity.
             None => Some(std::thread::available_parallelism().map_or(1, NonZero::get)),
@@ -49,7 +62,7 @@ impl RunOn {
             }
         };
         let onnxruntime = self.onnxruntime.or_else(|| std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from));
-        Some(Running { provider: provider?, workers: workers?, onnxruntime })
+        Some(Running { target: target?, workers: workers?, onnxruntime })
     }
 }
 
@@ -58,7 +71,7 @@ impl Running {
     pub(crate) fn engine(&self, bundle: Bundle, metrics: PathMetrics) -> Result<Engine, Failure> {
         let runtime = Runtime::load(self.onnxruntime.as_deref())?;
         let paths = Arc::new(Paths::start(memory::quarter())?);
-        Ok(Engine::new(Arc::new(bundle), runtime, self.provider, self.workers, paths, metrics)?)
+        Ok(Engine::new(Arc::new(bundle), runtime, self.target, self.workers, paths, metrics)?)
     }
 }
 

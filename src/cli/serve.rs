@@ -319,7 +319,7 @@ impl Options {
                 models: self.models,
                 default_model: self.default_model,
                 onnxruntime: running.onnxruntime,
-                provider: running.provider,
+                target: running.target,
                 workers: running.workers,
                 max_batch: max_batch?,
                 max_queue: max_queue?,

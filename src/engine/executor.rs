@@ -27,11 +27,18 @@ pub(super) struct Fused {
 }
 
 impl Fused {
-    /// Joins the graphs of `mask` in memory and makes one session of them.
-    pub(super) fn new(bundle: &Bundle, mask: &Mask, sessions: &Sessions) -> Result<Self, EngineError> {
+    /// Joins the graphs of `mask` in memory and makes one session of them, for `size` images at a time or any number.
+    pub(super) fn new(
+        bundle: &Bundle,
+        mask: &Mask,
+        sessions: &Sessions,
+        size: Option<usize>,
+        graph: bool,
+    ) -> Result<Self, EngineError> {
         let joined = join(&bundle.path(mask))?;
-        let session = sessions.make(&joined.encode_to_vec(), format_args!("the path {mask} as one graph"))?;
-        Ok(Self { bound: Bound::new(session, &bundle.stem.input, &bundle.head.output), mask: mask.clone() })
+        let session = sessions.make(&joined.encode_to_vec(), format_args!("the path {mask} as one graph"), graph)?;
+        let bound = Bound::new(session, sessions.provider, &bundle.stem.input, &bundle.head.output, size);
+        Ok(Self { bound, mask: mask.clone() })
     }
 }
 

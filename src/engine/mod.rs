@@ -1,36 +1,44 @@
 //! How a mask runs: ONNX Runtime, its providers, and a model's sessions.
 //!
 //! An [`Engine`] looks at images once with the policy network and runs images of one mask as a batch: by the mask's path
-//! compiled as one graph where there is one ([`Paths`]), and block by block where there is none yet. All its methods may
-//! be called by several threads at once.
+//! compiled as one graph where there is one ([`Paths`]), and block by block where there is none yet. Images of different
+//! masks run in one batch where that was measured to take less. All its methods may be called by several threads at once.
 
 mod cache;
 mod error;
 mod executor;
 pub(crate) mod heap;
 mod library;
+mod mixed;
 mod paths;
+mod pool;
 mod provider;
 mod runtime;
 mod seen;
 mod session;
+mod sizes;
+mod speeds;
+mod staged;
 mod version;
 mod weights;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 pub use error::EngineError;
 pub use paths::{PathMetrics, Paths};
-pub use provider::Provider;
+pub use provider::{Provider, Tactics, Target};
 pub use runtime::{Runtime, RuntimeError};
 
 use crate::bundle::{Bundle, Frequent};
 use crate::policy::{Costs, Mask, Selection};
 use executor::{BlockByBlock, Executor};
+use mixed::Mixed;
 use paths::Source;
+use pool::Pool;
 use session::{Bound, Sessions};
+use speeds::{Curve, Group, Speeds, shortest};
 
 /// An image to classify: its normalised tensor and how its mask is chosen.
 #[derive(Debug, Clone, Copy)]
@@ -79,6 +87,16 @@ pub trait Backend: Send + Sync {
     /// Runs each image through the blocks that `mask` keeps.
     fn run(&self, mask: &Mask, images: &[&[f32]]) -> Ran;
 
+    /// Whether images of different masks may run together.
+    fn mixes(&self) -> bool;
+
+    /// Which of `groups`, masks and how many images of each wait, are to run together with the first: their positions, in
+    /// ascending order, 0 first and alone where it runs by itself.
+    fn together(&self, groups: &[(&Mask, usize)]) -> Vec<usize>;
+
+    /// Class logits, `[C]`, of each image through the blocks of its own mask, in one batch.
+    fn run_mixed(&self, images: &[(&Mask, &[f32])]) -> Each<Vec<f32>>;
+
     /// Class logits, `[C]`, of an image that is run again to be timed: as [`run`](Self::run) would, but it counts for
     /// nothing, neither as an image of its mask nor as use of a compiled path. `None` where the full net is wanted and
     /// there is none as one graph that is idle.
@@ -97,16 +115,20 @@ pub fn best_class(logits: &[f32]) -> Option<usize> {
 pub struct Engine {
     bundle: Arc<Bundle>,
     costs: Costs,
-    /// Sessions of the policy network that no thread uses at the moment.
-    policies: Mutex<Vec<Bound>>,
-    blocks: BlockByBlock,
+    policies: Pool<Bound>,
+    mixed: Pool<Mixed>,
+    /// `None` where the graph for mixed masks runs what has no compiled path.
+    blocks: Option<BlockByBlock>,
     source: Arc<Source>,
     paths: Arc<Paths>,
     sessions: Sessions,
+    tactics: Tactics,
+    /// Once [measured](Self::measure); `None` where images of different masks never run together.
+    speeds: OnceLock<Option<Speeds>>,
 }
 
 impl Engine {
-    /// Makes the sessions of `bundle` on `provider`, for up to `threads` threads at once, and runs an image of zeros
+    /// Makes the sessions of `bundle` on `target`, for up to `threads` threads at once, and runs an image of zeros
     /// through them. Its compiled paths live in `paths`.
     ///
     /// # Errors
@@ -114,24 +136,31 @@ impl Engine {
     pub fn new(
         bundle: Arc<Bundle>,
         runtime: &'static Runtime,
-        provider: Provider,
+        target: impl Into<Target>,
         threads: usize,
         paths: Arc<Paths>,
         metrics: PathMetrics,
     ) -> Result<Self, EngineError> {
+        let Target { provider, tactics } = target.into();
+        provider.check(runtime)?;
         let sessions = Sessions::new(runtime, provider);
+        let by_block = tactics.block_by_block.then(|| BlockByBlock::new(&bundle, &sessions)).transpose()?;
         let engine = Self {
             costs: bundle.costs(),
-            policies: Mutex::default(),
-            blocks: BlockByBlock::new(&bundle, &sessions)?,
-            source: Arc::new(Source::new(Arc::clone(&bundle), sessions.clone(), threads, metrics)),
+            policies: Pool::new(),
+            mixed: Pool::new(),
+            blocks: by_block,
+            source: Arc::new(Source::new(Arc::clone(&bundle), sessions.clone(), tactics, threads, metrics)),
             paths,
             sessions,
+            tactics,
+            speeds: OnceLock::new(),
             bundle,
         };
         engine.paths.admit(&engine.source);
-        let policies = (0..threads).map(|_| engine.make_policy()).collect::<Result<_, _>>()?;
-        *engine.policies.lock().unwrap_or_else(PoisonError::into_inner) = policies;
+        let size = tactics.sizes().of(1);
+        let policies = (0..threads).map(|_| engine.make_policy(size)).collect::<Result<_, _>>()?;
+        engine.policies.put(size, policies);
         engine.first_run()?;
         heap::trim();
         Ok(engine)
@@ -143,20 +172,67 @@ impl Engine {
         heap::trim();
     }
 
-    fn make_policy(&self) -> Result<Bound, EngineError> {
+    fn make_policy(&self, size: Option<usize>) -> Result<Bound, EngineError> {
         let graph = &self.bundle.policy;
-        let mut policy = Bound::new(self.sessions.of(graph)?, &graph.input, &graph.output);
+        let session = self.sessions.of(graph)?;
+        let mut policy = Bound::new(session, self.sessions.provider, &graph.input, &graph.output, size);
         // The first run is slower than those after it.
-        policy.run(&[&self.source.zeros()])?;
+        sound(policy.run(&[&self.source.zeros()])?, || graph.file.display().to_string())?;
         Ok(policy)
     }
 
-    /// Every graph has run once before the first image of a client.
+    /// Every graph has run once before the first image of a client, to values that are numbers.
     fn first_run(&self) -> Result<(), EngineError> {
         let (zeros, width) = (self.source.zeros(), self.bundle.blocks.len());
-        for mask in [Mask::full(width), Mask::from_fn(width, |_| false)] {
-            (&self.blocks).run(&mask, &[&zeros])?;
+        for mask in [Mask::from_fn(width, |_| false), Mask::full(width)] {
+            let path = || format!("the path {mask} of stem, blocks, shortcuts and head");
+            sound(self.run_blocks(&mask, &[&zeros])?, path)?;
         }
+        Ok(())
+    }
+
+    /// Measures what batches of up to `most` images take, to know from then on when images of different masks are to run
+    /// together.
+    ///
+    /// # Errors
+    /// ONNX Runtime fails.
+    pub fn measure(&self, most: usize) -> Result<(), EngineError> {
+        // A run beyond it says enough of the longer ones.
+        const LONG: f64 = 0.1;
+        let width = self.bundle.blocks.len();
+        let masks = [Mask::from_fn(width, |_| false), Mask::full(width)];
+        let flops = self.costs.blocks.iter().map(|block| block.kept).sum();
+        let image: Vec<f32> = (0..self.source.zeros().len()).map(|at| (at as f32 * 0.618).fract() - 0.5).collect();
+        let mut measured = [Vec::new(), Vec::new(), Vec::new()];
+        let mut images = 1;
+        while images <= most {
+            let batch = vec![&*image; images];
+            let size = self.tactics.sizes().of(images);
+            let mut seconds = [[0.0; 2]; 3];
+            for (at, mask) in masks.iter().enumerate() {
+                let mut fused = self.source.fuse(mask, size)?;
+                let mixture: Vec<(&Mask, &[f32])> = batch.iter().map(|image| (mask, *image)).collect();
+                seconds[0][at] = shortest(|| fused.run(mask, &batch).map(drop))?;
+                seconds[1][at] = shortest(|| self.run_blocks(mask, &batch).map(drop))?;
+                seconds[2][at] = shortest(|| self.mix(&mixture).map(drop))?;
+            }
+            for (points, [base, full]) in measured.iter_mut().zip(seconds) {
+                points.push((images, base, full));
+            }
+            if seconds.iter().flatten().any(|&seconds| seconds > LONG) {
+                break;
+            }
+            images *= 4;
+        }
+        let [fused, blocks, mixed] = measured.map(|points| Curve::new(&points, flops));
+        let speeds = Speeds { fused, blocks, mixed, sizes: self.tactics.sizes() };
+        let ever = speeds.ever(&self.costs, most);
+        if self.blocks.is_some() && !ever {
+            self.mixed.clear();
+            heap::trim();
+        }
+        tracing::debug!(model = %self.bundle.dir.display(), ever, ?speeds, "measured whether masks are to be mixed");
+        drop(self.speeds.set(ever.then_some(speeds))); // the first measurement counts
         Ok(())
     }
 
@@ -202,18 +278,13 @@ impl Engine {
     /// # Panics
     /// An image is not of the model's input size.
     pub fn policy_logits(&self, images: &[&[f32]]) -> Result<Vec<Vec<f32>>, EngineError> {
-        let idle = || self.policies.lock().unwrap_or_else(PoisonError::into_inner);
-        let taken = idle().pop();
-        let mut policy = match taken {
-            Some(policy) => policy,
-            None => self.make_policy()?, // more threads than expected, or one that was lost to a panic
-        };
-        let logits = policy.run(images);
-        idle().push(policy);
-        logits
+        let size = self.tactics.sizes().of(images.len());
+        // More threads than expected, or one that was lost to a panic.
+        self.policies.lend(size, || self.make_policy(size), |policy| policy.run(images))
     }
 
-    /// Class logits, `[C]`, of each image through the blocks of `mask`, one graph after another.
+    /// Class logits, `[C]`, of each image through the blocks of `mask`, without its compiled path: one graph after another, or
+    /// by the graph for mixed masks.
     ///
     /// # Errors
     /// ONNX Runtime fails.
@@ -221,19 +292,36 @@ impl Engine {
     /// # Panics
     /// An image is not of the model's input size, or the mask not as long as there are blocks.
     pub fn run_blocks(&self, mask: &Mask, images: &[&[f32]]) -> Result<Vec<Vec<f32>>, EngineError> {
-        (&self.blocks).run(mask, images)
+        match self.blocks.as_ref() {
+            Some(mut blocks) => (&mut blocks).run(mask, images),
+            None => self.mix(&images.iter().map(|image| (mask, *image)).collect::<Vec<_>>()),
+        }
     }
 
-    /// Compiles the path of `mask` into one graph, unless it is there already; [`run`](Backend::run) uses it from then on.
-    /// Returns `false` where the cache of paths has no room for it.
+    /// Class logits, `[C]`, of each image through the blocks of its own mask, in one batch.
+    ///
+    /// # Errors
+    /// ONNX Runtime fails.
+    ///
+    /// # Panics
+    /// As of [`run_blocks`](Self::run_blocks).
+    fn mix(&self, images: &[(&Mask, &[f32])]) -> Result<Vec<Vec<f32>>, EngineError> {
+        let size = self.tactics.sizes().with_spare(images.len());
+        let make = || Mixed::new(&self.bundle, &self.sessions, size);
+        self.mixed.lend(size, make, |mixed| mixed.run(images))
+    }
+
+    /// Compiles the path of `mask` into one graph, for batches of as many images as given where each size has its own, unless
+    /// it is there already; [`run`](Backend::run) uses it from then on. Returns `false` where the cache of paths has no room
+    /// for it.
     ///
     /// # Errors
     /// The path cannot be compiled.
     ///
     /// # Panics
     /// The mask is not as long as there are blocks.
-    pub fn compile(&self, mask: &Mask) -> Result<bool, EngineError> {
-        self.paths.compile_now(&self.source, mask)
+    pub fn compile(&self, mask: &Mask, images: usize) -> Result<bool, EngineError> {
+        self.paths.compile_now(&self.source, mask, images)
     }
 
     /// Answers `images`: the policy once for those that need it, then each group of equal masks as one batch.
@@ -278,14 +366,30 @@ impl Backend for Engine {
         if images.is_empty() {
             return Vec::new();
         }
-        each(self.policy_logits(images), images, |image| self.policy_logits(image))
+        each(self.policy_logits(images), images, |at| self.policy_logits(&images[at..=at]))
     }
 
     fn run(&self, mask: &Mask, images: &[&[f32]]) -> Ran {
         let fused = self.paths.run(&self.source, mask, images);
         let compiled = fused.is_some();
         let batch = fused.unwrap_or_else(|| self.run_blocks(mask, images));
-        Ran { logits: each(batch, images, |image| self.run_blocks(mask, image)), compiled }
+        Ran { logits: each(batch, images, |at| self.run_blocks(mask, &images[at..=at])), compiled }
+    }
+
+    fn mixes(&self) -> bool {
+        matches!(self.speeds.get(), Some(Some(_)))
+    }
+
+    fn together(&self, groups: &[(&Mask, usize)]) -> Vec<usize> {
+        let Some(Some(speeds)) = self.speeds.get() else { return vec![0] };
+        let group = |&(mask, images)| Group { mask, images, compiled: self.paths.has(&self.source, mask, images) };
+        speeds.together(&self.costs, &groups.iter().map(group).collect::<Vec<_>>())
+    }
+
+    fn run_mixed(&self, images: &[(&Mask, &[f32])]) -> Each<Vec<f32>> {
+        let (masks, pixels): (Vec<&Mask>, Vec<&[f32]>) = images.iter().copied().unzip();
+        self.paths.notice(&self.source, &masks);
+        each(self.mix(images), &pixels, |at| self.run_blocks(images[at].0, &[images[at].1]))
     }
 
     fn rerun(&self, mask: &Mask, image: &[f32]) -> Result<Option<Vec<f32>>, EngineError> {
@@ -309,16 +413,23 @@ impl Drop for Engine {
 fn each(
     batch: Result<Vec<Vec<f32>>, EngineError>,
     images: &[&[f32]],
-    alone: impl Fn(&[&[f32]]) -> Result<Vec<Vec<f32>>, EngineError>,
+    alone: impl Fn(usize) -> Result<Vec<Vec<f32>>, EngineError>,
 ) -> Each<Vec<f32>> {
     match batch {
         Ok(batch) => batch.into_iter().map(finite).collect(),
         Err(error) if images.len() == 1 => vec![Err(error)],
         Err(error) => {
             tracing::debug!(images = images.len(), %error, "a batch failed; its images run one by one");
-            images.iter().map(|image| alone(&[image]).and_then(one)).collect()
+            (0..images.len()).map(|at| alone(at).and_then(one)).collect()
         }
     }
+}
+
+/// # Errors
+/// `what` gave something else than numbers.
+fn sound(batch: Vec<Vec<f32>>, what: impl Fn() -> String) -> Result<(), EngineError> {
+    let all = batch.iter().flatten().all(|value| value.is_finite());
+    if all { Ok(()) } else { Err(EngineError::Broken { what: what() }) }
 }
 
 /// The result of a batch of one image.

@@ -13,6 +13,7 @@ use super::cache::{Cache, Weigh};
 use super::error::EngineError;
 use super::executor::{Executor, Fused};
 use super::heap;
+use super::provider::Tactics;
 use super::seen::Seen;
 use super::session::{Bound, Sessions};
 use crate::bundle::{Bundle, Frequent, Graph};
@@ -52,6 +53,7 @@ pub(super) struct Source {
     id: u64,
     bundle: Arc<Bundle>,
     sessions: Sessions,
+    tactics: Tactics,
     /// Sessions for a path, at most: one for each thread that may run it.
     most: usize,
     metrics: PathMetrics,
@@ -63,7 +65,13 @@ pub(super) struct Source {
 }
 
 impl Source {
-    pub(super) fn new(bundle: Arc<Bundle>, sessions: Sessions, most: usize, metrics: PathMetrics) -> Self {
+    pub(super) fn new(
+        bundle: Arc<Bundle>,
+        sessions: Sessions,
+        tactics: Tactics,
+        most: usize,
+        metrics: PathMetrics,
+    ) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let size = |graph: &Graph| graph.to_bytes().len() as u64;
         let blocks = bundle.blocks.iter();
@@ -74,9 +82,23 @@ impl Source {
             image: bundle.stem.input.iter().product::<u64>() * size_of::<f32>() as u64,
             bundle,
             sessions,
+            tactics,
             most,
             metrics,
         }
+    }
+
+    /// The path of `mask` for so many images.
+    fn key(&self, mask: &Mask, images: usize) -> Key {
+        Key { source: self.id, mask: mask.clone(), size: self.tactics.sizes().of(images) }
+    }
+
+    /// Makes the path as one graph and runs it once.
+    pub(super) fn fuse(&self, mask: &Mask, size: Option<usize>) -> Result<Fused, EngineError> {
+        let mut fused = Fused::new(&self.bundle, mask, &self.sessions, size, self.tactics.cuda_graphs)?;
+        // The first run is slower than those after it.
+        fused.run(mask, &[&self.zeros()])?;
+        Ok(fused)
     }
 
     /// An image of zeros.
@@ -86,14 +108,14 @@ impl Source {
 
     /// What a session of the path takes in memory, about: what ONNX Runtime holds for a session and for each block, the
     /// buffers of a batch, and the weights where they are not shared, as read and as laid out for the processor.
-    fn bytes(&self, mask: &Mask) -> u64 {
+    fn bytes(&self, Key { mask, size, .. }: &Key) -> u64 {
         const SESSION: u64 = 64 << 10;
         const BLOCK: u64 = 48 << 10;
         let blocks =
             || self.blocks.iter().zip(mask.iter()).map(|(&(kept, dropped), keep)| if keep { kept } else { dropped });
         let graphs = blocks().filter(|&bytes| bytes > 0).count() as u64;
         let weights = if self.sessions.share_weights() { 0 } else { 2 * (self.ends + blocks().sum::<u64>()) };
-        SESSION + BLOCK * graphs + Bound::most_bytes(self.image) + weights
+        SESSION + BLOCK * graphs + Bound::most_bytes(self.image, *size) + weights
     }
 }
 
@@ -105,12 +127,10 @@ struct Compiled {
 }
 
 impl Compiled {
-    fn new(Order { source, mask, .. }: &Order) -> Result<Self, EngineError> {
-        let mut fused = Fused::new(&source.bundle, mask, &source.sessions)?;
-        // The first run is slower than those after it.
-        fused.run(mask, &[&source.zeros()])?;
+    fn new(Order { source, key, .. }: &Order) -> Result<Self, EngineError> {
+        let fused = source.fuse(&key.mask, key.size)?;
         heap::trim();
-        let bytes = source.bytes(mask);
+        let bytes = source.bytes(key);
         source.metrics.bytes.add(bytes as i64);
         Ok(Self { fused, bytes, source: Arc::clone(source) })
     }
@@ -154,6 +174,8 @@ impl Drop for Lent<'_> {
 struct Key {
     source: u64,
     mask: Mask,
+    /// Images that it runs at a time, where that is always the same.
+    size: Option<usize>,
 }
 
 /// Why a path is to be compiled: what may go for it.
@@ -170,18 +192,8 @@ enum Why {
 /// A path to be compiled.
 struct Order {
     source: Arc<Source>,
-    mask: Mask,
+    key: Key,
     why: Why,
-}
-
-impl Order {
-    fn key(&self) -> Key {
-        Key { source: self.source.id, mask: self.mask.clone() }
-    }
-
-    fn is_of(&self, key: &Key) -> bool {
-        self.source.id == key.source && self.mask == key.mask
-    }
 }
 
 struct State {
@@ -205,6 +217,15 @@ struct Shared {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has a path compiled if it is worth it.
+    fn ask(&self, state: &mut State, source: &Arc<Source>, key: &Key) {
+        let order = Order { source: Arc::clone(source), key: key.clone(), why: Why::Asked };
+        if state.is_worth(&order) {
+            state.orders.push_back(order);
+            self.changed.notify_all();
+        }
     }
 }
 
@@ -273,17 +294,13 @@ impl Paths {
         mask: &Mask,
         images: &[&[f32]],
     ) -> Option<Result<Vec<Vec<f32>>, EngineError>> {
-        let key = Key { source: source.id, mask: mask.clone() };
+        let key = source.key(mask, images.len());
         let taken = {
             let mut state = self.shared.lock();
             let came_before = state.count(&key, images.len() as u64);
             let taken = state.cache.take(&key);
             if taken.is_none() && came_before {
-                let order = Order { source: Arc::clone(source), mask: mask.clone(), why: Why::Asked };
-                if state.is_worth(&order, &key) {
-                    state.orders.push_back(order);
-                    self.shared.changed.notify_all();
-                }
+                self.shared.ask(&mut state, source, &key);
             }
             taken
         };
@@ -296,6 +313,19 @@ impl Paths {
         lent.path.as_mut().map(|path| path.fused.run(mask, images))
     }
 
+    /// Counts the masks of images that ran together, and has each compiled that is not yet and is worth it.
+    pub(super) fn notice(&self, source: &Arc<Source>, masks: &[&Mask]) {
+        let mut images: HashMap<&Mask, usize> = HashMap::new();
+        masks.iter().for_each(|mask| *images.entry(mask).or_default() += 1);
+        let mut state = self.shared.lock();
+        for (mask, images) in images {
+            let key = source.key(mask, images);
+            if state.count(&key, images as u64) && state.cache.count(&key) == 0 {
+                self.shared.ask(&mut state, source, &key);
+            }
+        }
+    }
+
     /// Runs `images` by the compiled path of `mask`, if one is idle, and counts nothing.
     pub(super) fn rerun(
         &self,
@@ -303,7 +333,7 @@ impl Paths {
         mask: &Mask,
         images: &[&[f32]],
     ) -> Option<Result<Vec<Vec<f32>>, EngineError>> {
-        let key = Key { source: source.id, mask: mask.clone() };
+        let key = source.key(mask, images.len());
         let path = self.shared.lock().cache.take_unnoticed(&key)?;
         let mut lent = Lent { shared: &self.shared, key, path: Some(path) };
         lent.path.as_mut().map(|path| path.fused.run(mask, images))
@@ -322,15 +352,14 @@ impl Paths {
         let mut state = self.shared.lock();
         let expected = state.seen.get(&source.id).map(Seen::by_count).unwrap_or_default();
         for mask in std::iter::once(full).chain(expected.0.into_iter().map(|(mask, _)| mask)) {
-            let order = Order { source: Arc::clone(source), mask, why: Why::Expected };
-            let key = order.key();
-            let is_new = state.cache.count(&key) == 0 && !state.is_ordered(&key);
-            if is_new && state.victims(&order, &key).is_some() {
+            let order = Order { source: Arc::clone(source), key: source.key(&mask, 1), why: Why::Expected };
+            let is_new = state.cache.count(&order.key) == 0 && !state.is_ordered(&order.key);
+            if is_new && state.victims(&order).is_some() {
                 state.orders.push_back(order);
-            } else if is_new && key.mask.is_full() {
+            } else if is_new && mask.is_full() {
                 tracing::warn!(
                     model = %source.bundle.dir.display(),
-                    expected_bytes = source.bytes(&key.mask),
+                    expected_bytes = source.bytes(&order.key),
                     "the memory for compiled paths does not hold the full net as one graph; it runs block by block"
                 );
             }
@@ -338,13 +367,18 @@ impl Paths {
         self.shared.changed.notify_all();
     }
 
-    /// Compiles the path of `mask` now, unless it is there. Returns whether it is there then: the least recently used
+    /// Whether the path of `mask` is there for so many images.
+    pub(super) fn has(&self, source: &Source, mask: &Mask, images: usize) -> bool {
+        self.shared.lock().cache.count(&source.key(mask, images)) > 0
+    }
+
+    /// Compiles the path of `mask` for so many images now, unless it is there. Returns whether it is there then: the least recently used
     /// paths make room for it, but it may be too large.
-    pub(super) fn compile_now(&self, source: &Arc<Source>, mask: &Mask) -> Result<bool, EngineError> {
-        let order = Order { source: Arc::clone(source), mask: mask.clone(), why: Why::Told };
+    pub(super) fn compile_now(&self, source: &Arc<Source>, mask: &Mask, images: usize) -> Result<bool, EngineError> {
+        let order = Order { source: Arc::clone(source), key: source.key(mask, images), why: Why::Told };
         let evicted = {
             let mut state = self.shared.lock();
-            if state.cache.count(&order.key()) > 0 {
+            if state.cache.count(&order.key) > 0 {
                 return Ok(true);
             }
             state.begin(&order)
@@ -433,38 +467,39 @@ impl State {
     }
 
     fn is_ordered(&self, key: &Key) -> bool {
-        self.making.as_ref() == Some(key) || self.orders.iter().any(|order| order.is_of(key))
+        self.making.as_ref() == Some(key) || self.orders.iter().any(|order| order.key == *key)
     }
 
     /// What has to go for a path; `None` where there is no room for it.
-    fn victims(&self, order: &Order, key: &Key) -> Option<Vec<(Key, usize)>> {
+    fn victims(&self, Order { source, key, why }: &Order) -> Option<Vec<(Key, usize)>> {
         let asked = self.asked(key);
-        let may_go = |other: &Key, idle: u64| match order.why {
+        let may_go = |other: &Key, idle: u64| match why {
             Why::Expected => key.mask.is_full(),
             Why::Asked => self.asked(other) < asked || idle >= IDLE,
             Why::Told => true,
         };
-        self.cache.victims(key, order.source.bytes(&key.mask), may_go)
+        self.cache.victims(key, source.bytes(key), may_go)
     }
 
-    fn is_worth(&self, order: &Order, key: &Key) -> bool {
+    fn is_worth(&self, order: &Order) -> bool {
+        let key = &order.key;
         !self.stopped
             && self.orders.len() < MOST_ORDERS
             && self.cache.count(key) < order.source.most
             && !self.failed.contains(key)
             && !self.is_ordered(key)
-            && self.victims(order, key).is_some()
+            && self.victims(order).is_some()
     }
 
     /// Reserves bytes for a path and takes out what has to go, to be dropped outside the lock; `None` where it is not
     /// wanted any more or there is no room for it.
     fn begin(&mut self, order: &Order) -> Option<(u64, Vec<Compiled>)> {
-        let key = order.key();
-        if !self.seen.contains_key(&key.source) || self.cache.count(&key) >= order.source.most {
+        let key = &order.key;
+        if !self.seen.contains_key(&key.source) || self.cache.count(key) >= order.source.most {
             return None;
         }
-        let victims = self.victims(order, &key)?;
-        let reserved = order.source.bytes(&key.mask);
+        let victims = self.victims(order)?;
+        let reserved = order.source.bytes(key);
         let evicted = self.cache.reserve(reserved, victims);
         evicted.iter().for_each(|path| path.source.metrics.evictions.inc());
         Some((reserved, evicted))
@@ -472,12 +507,12 @@ impl State {
 
     /// Puts a compiled path in the cache; gives it out again where its model is gone.
     fn keep(&mut self, order: &Order, made: Compiled, reserved: u64) -> Option<Compiled> {
-        let key = order.key();
+        let key = &order.key;
         if !self.seen.contains_key(&key.source) {
             self.cache.release(reserved);
             return Some(made);
         }
-        self.cache.insert(key, made, reserved, order.mask.is_full());
+        self.cache.insert(key.clone(), made, reserved, key.mask.is_full());
         None
     }
 }
@@ -497,7 +532,7 @@ fn compile(shared: &Shared) {
                     continue;
                 };
                 if let Some((reserved, evicted)) = state.begin(&order) {
-                    state.making = Some(order.key());
+                    state.making = Some(order.key.clone());
                     break (order, reserved, evicted);
                 }
             }
@@ -509,17 +544,17 @@ fn compile(shared: &Shared) {
         let mut state = shared.lock();
         let gone = match made {
             Ok(made) => {
-                tracing::debug!(mask = %order.mask, seconds = started.elapsed().as_secs_f64(), "path compiled");
+                tracing::debug!(mask = %order.key.mask, seconds = started.elapsed().as_secs_f64(), "path compiled");
                 state.keep(&order, made, reserved)
             }
             Err(reason) => {
                 order.source.metrics.failures.inc();
-                tracing::warn!(mask = %order.mask, reason, "a path cannot be compiled; it runs block by block");
+                tracing::warn!(mask = %order.key.mask, reason, "a path cannot be compiled; it runs block by block");
                 state.cache.release(reserved);
                 if state.failed.len() >= MOST_FAILED {
                     state.failed.clear();
                 }
-                state.failed.insert(order.key());
+                state.failed.insert(order.key.clone());
                 None
             }
         };

@@ -6,7 +6,9 @@ use std::str::FromStr;
 use ort::ep;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 
+use super::error::EngineError;
 use super::runtime::Runtime;
+use super::sizes::Sizes;
 
 /// What the graphs run on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -39,12 +41,62 @@ impl FromStr for Provider {
     }
 }
 
+/// How graphs are run, where a provider leaves a choice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tactics {
+    /// Whether each session runs batches of one size alone.
+    pub fixed_sizes: bool,
+    /// Whether a mask without a compiled path runs by a session for each block, or by the graph for mixed masks.
+    pub block_by_block: bool,
+    /// Whether compiled paths are captured as CUDA graphs.
+    pub cuda_graphs: bool,
+}
+
+impl Tactics {
+    pub(super) fn sizes(self) -> Sizes {
+        if self.fixed_sizes { Sizes::Powers } else { Sizes::Any }
+    }
+}
+
+/// A provider, and how graphs are run on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Target {
+    pub provider: Provider,
+    pub tactics: Tactics,
+}
+
+impl From<Provider> for Target {
+    fn from(provider: Provider) -> Self {
+        Self { provider, tactics: provider.tactics() }
+    }
+}
+
 impl Provider {
-    /// Options for a session on this provider: one thread, which is the caller's.
+    /// What suits it.
+    pub fn tactics(self) -> Tactics {
+        match self {
+            // The borders between sessions cost less than taking images out of a batch and putting them back.
+            Self::Cpu => Tactics { fixed_sizes: false, block_by_block: true, cuda_graphs: false },
+            // One session from stem to head keeps the activations on the device.
+            Self::Cuda(_) => Tactics { fixed_sizes: true, block_by_block: false, cuda_graphs: false },
+        }
+    }
+
+    /// Registers the provider for nothing, to know that it can be.
+    ///
+    /// # Errors
+    /// What it lacks.
+    pub(super) fn check(self, runtime: &Runtime) -> Result<(), EngineError> {
+        let checked = self.session(runtime, false).map(drop);
+        checked.map_err(|error| EngineError::Provider { provider: self, reason: lacking(&error.to_string()) })
+    }
+
+    /// Options for a session on this provider: one thread, which is the caller's, and with `graph` a CUDA graph captured in its
+    /// first runs.
     ///
     /// # Errors
     /// The provider cannot be registered. That is never hidden by running on the CPU instead.
-    pub(super) fn session(self, runtime: &Runtime) -> ort::Result<SessionBuilder> {
+    pub(super) fn session(self, runtime: &Runtime, graph: bool) -> ort::Result<SessionBuilder> {
         let builder = SessionBuilder::new(runtime.environment())?
             .with_intra_threads(1)?
             .with_inter_threads(1)?
@@ -59,6 +111,7 @@ impl Provider {
                 let cuda = ep::CUDA::default()
                     .with_device_id(i32::from(device))
                     .with_tf32(false)
+                    .with_cuda_graph(graph)
                     .with_conv_algorithm_search(ep::cuda::ConvAlgorithmSearch::Heuristic);
                 // Nodes that CUDA does not take are an error too, instead of running on the CPU unnoticed.
                 builder.with_execution_providers([cuda.build().error_on_failure()])?.with_disable_cpu_fallback()?
@@ -68,9 +121,49 @@ impl Provider {
     }
 }
 
+/// What ONNX Runtime says of a provider that cannot be registered, as what is missing and where it is to be had.
+fn lacking(reason: &str) -> String {
+    let library = reason
+        .split_once("cannot open shared object file")
+        .and_then(|(before, _)| before.rsplit_once("error: ").map(|(_, name)| name.trim_end_matches([':', ' '])));
+    if let Some(library) = library {
+        if library.starts_with("libcuda.so") {
+            return format!("{library} is not there, expected NVIDIA's driver, which has it, and a GPU");
+        }
+        return format!(
+            "{library} is not there, expected CUDA 13 and cuDNN 9 (their folders in LD_LIBRARY_PATH, where the system does not \
+             know them)"
+        );
+    }
+    if reason.contains("not enabled in this build") {
+        return "this library of ONNX Runtime has no CUDA, expected its build for GPUs, which `make serve PROVIDER=cuda` and the \
+                image `cuda` have and `scripts/fetch-onnxruntime cuda` fetches"
+            .to_owned();
+    }
+    // From its own sources' place on, up to its kind of error.
+    let said = reason.split_once("[ONNXRuntimeError] : ").map_or(reason, |(_, said)| said);
+    said.trim().to_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_provider_lacks_is_said() {
+        // As ONNX Runtime 1.31.1 and ort say it.
+        let missing = "/onnxruntime_src/onnxruntime/core/session/provider_bridge_ort.cc:2043 onnxruntime::Provider& \
+                       onnxruntime::ProviderLibrary::Get() [ONNXRuntimeError] : 1 : FAIL : Failed to load library \
+                       /opt/libonnxruntime_providers_cuda.so with error: libcublasLt.so.13: cannot open shared object file: No \
+                       such file or directory";
+        assert!(lacking(missing).starts_with("libcublasLt.so.13 is not there, expected CUDA 13 and cuDNN 9"));
+        let driver = missing.replace("libcublasLt.so.13", "libcuda.so.1");
+        assert_eq!(lacking(&driver), "libcuda.so.1 is not there, expected NVIDIA's driver, which has it, and a GPU");
+        let none = "CUDA execution provider is not enabled in this build.";
+        assert!(lacking(none).starts_with("this library of ONNX Runtime has no CUDA, expected its build for GPUs"));
+        let other = "/onnxruntime_src/cuda_call.cc:1 f() [ONNXRuntimeError] : 1 : FAIL : CUDA failure 100: no CUDA-capable device";
+        assert_eq!(lacking(other), "1 : FAIL : CUDA failure 100: no CUDA-capable device");
+    }
 
     #[test]
     fn providers_print_as_they_parse() {

@@ -10,6 +10,7 @@ use ort::value::Tensor;
 use super::error::EngineError;
 use super::provider::Provider;
 use super::runtime::Runtime;
+use super::staged::Staged;
 use super::weights::Weights;
 use crate::bundle::Graph;
 
@@ -34,11 +35,11 @@ impl Sessions {
     }
 
     pub(super) fn of(&self, graph: &Graph) -> Result<Session, EngineError> {
-        self.make(&graph.to_bytes(), graph.file.display())
+        self.make(&graph.to_bytes(), graph.file.display(), false)
     }
 
-    /// `what` is named by the error.
-    pub(super) fn make(&self, onnx: &[u8], what: impl Display) -> Result<Session, EngineError> {
+    /// `what` is named by the error; a CUDA graph is captured where `graph` says so.
+    pub(super) fn make(&self, onnx: &[u8], what: impl Display, graph: bool) -> Result<Session, EngineError> {
         let mut refused = None;
         if self.share_weights() {
             match self.weights.session(self.runtime, onnx) {
@@ -51,7 +52,7 @@ impl Sessions {
             provider: self.provider,
             reason: error.to_string(),
         };
-        let mut builder = self.provider.session(self.runtime).map_err(|error| failed(&error))?;
+        let mut builder = self.provider.session(self.runtime, graph).map_err(|error| failed(&error))?;
         let session = builder.commit_from_memory(onnx).map_err(|error| failed(&error))?;
         if let Some(error) = refused {
             self.unshared.store(true, Ordering::Relaxed);
@@ -61,21 +62,25 @@ impl Sessions {
     }
 }
 
-/// A session of one f32 input `[N, ...]` and one f32 output `[N, ...]`. Its input and output are bound to buffers of its
-/// own, which stay for the sizes of batches that came last.
+/// A session that takes f32 images `[N, ...]` and gives one f32 output `[N, ...]`. Both are bound to buffers of its own,
+/// which stay for the sizes of batches that came last.
 pub(super) struct Bound {
     session: Session,
+    provider: Provider,
     /// Of one image, without N.
     input: Vec<i64>,
     output: Vec<i64>,
     names: (String, String),
+    /// Images that it runs at a time, where that is always the same; fewer are filled up with zeros.
+    size: Option<usize>,
     /// The one used last comes last.
     buffers: Vec<Buffers>,
 }
 
 struct Buffers {
     images: usize,
-    input: Tensor<f32>,
+    input: Staged,
+    output: Staged,
     binding: IoBinding,
 }
 
@@ -83,18 +88,25 @@ struct Buffers {
 const KEPT_BYTES: usize = 256 << 10;
 
 impl Bound {
-    /// `input` and `output` are the shapes of one image, as the checked graph has them.
-    pub(super) fn new(session: Session, input: &[u64], output: &[u64]) -> Self {
+    /// `input` and `output` are the shapes of one image, as the checked graph has them. The images are the first input.
+    pub(super) fn new(
+        session: Session,
+        provider: Provider,
+        input: &[u64],
+        output: &[u64],
+        size: Option<usize>,
+    ) -> Self {
         let shape = |sides: &[u64]| sides.iter().map(|&side| side as i64).collect();
         let name = |outlets: &[ort::value::Outlet]| outlets.first().map(|outlet| outlet.name().to_owned());
         let names = (name(session.inputs()), name(session.outputs()));
-        let (Some(first), Some(last)) = names else { unreachable!("a checked graph has one input and one output") };
-        Self { input: shape(input), output: shape(output), names: (first, last), buffers: Vec::new(), session }
+        let (Some(first), Some(last)) = names else { unreachable!("a checked graph has an input and an output") };
+        let (input, output, names) = (shape(input), shape(output), (first, last));
+        Self { session, provider, input, output, names, size, buffers: Vec::new() }
     }
 
     /// What the buffers of a session take at most between runs, for inputs of `image` bytes each.
-    pub(super) fn most_bytes(image: u64) -> u64 {
-        image.max(KEPT_BYTES as u64)
+    pub(super) fn most_bytes(image: u64, size: Option<usize>) -> u64 {
+        (image * size.unwrap_or(1) as u64).max(KEPT_BYTES as u64)
     }
 
     /// Elements of one image's input.
@@ -105,40 +117,53 @@ impl Bound {
     /// Runs the graph on `images` and gives each one's output.
     ///
     /// # Panics
-    /// An image is not of the input's size.
+    /// An image is not of the input's size, or there are more than it runs at a time.
     pub(super) fn run(&mut self, images: &[&[f32]]) -> Result<Vec<Vec<f32>>, EngineError> {
+        self.run_with(images, &[])
+    }
+
+    /// As [`run`](Self::run), with `more` inputs beside the images.
+    pub(super) fn run_with(
+        &mut self,
+        images: &[&[f32]],
+        more: &[(&str, Tensor<i64>)],
+    ) -> Result<Vec<Vec<f32>>, EngineError> {
         let elements = self.elements();
         assert!(images.iter().all(|image| image.len() == elements), "an image has the model's input size");
-        let bound = self.buffers.iter().position(|buffers| buffers.images == images.len());
+        let size = self.size.unwrap_or(images.len());
+        assert!(images.len() <= size, "{} images are more than {size}", images.len());
+        let bound = self.buffers.iter().position(|buffers| buffers.images == size);
         let mut buffers = match bound {
             Some(at) => self.buffers.remove(at),
-            None => self.bind(images.len())?,
+            None => self.bind(size)?,
         };
-        let (_, pixels) = buffers.input.extract_tensor_mut();
+        let pixels = buffers.input.values_mut();
         for (row, image) in pixels.chunks_exact_mut(elements).zip(images) {
             row.copy_from_slice(image);
         }
-        // Bound anew at each run: where the device is not the CPU, this is what copies it there.
-        buffers.binding.bind_input(&*self.names.0, &buffers.input)?;
+        pixels[images.len() * elements..].fill(0.0);
+        buffers.input.send()?;
+        for (name, value) in more {
+            buffers.binding.bind_input(*name, value)?;
+        }
+        drop(self.session.run_binding(&buffers.binding)?);
+        buffers.output.fetch()?;
         let each = self.output.iter().product::<i64>() as usize;
-        let result = {
-            let outputs = self.session.run_binding(&buffers.binding)?;
-            let (_, values) = outputs[0].try_extract_tensor::<f32>()?;
-            values.chunks_exact(each).map(<[f32]>::to_vec).collect()
-        };
+        let result = buffers.output.values().chunks_exact(each).take(images.len()).map(<[f32]>::to_vec).collect();
         self.keep(buffers);
         Ok(result)
     }
 
-    /// Keeps buffers for the next run, and of the others as many as fit beside them; those of a single image always.
+    /// Keeps buffers for the next run, and of the others as many as fit beside them; those of the one size that it runs, or
+    /// of a single image, always.
     fn keep(&mut self, buffers: Buffers) {
         let bytes = self.elements() * size_of::<f32>();
-        let fits = |images: usize| images == 1 || images * bytes <= KEPT_BYTES;
+        let fits = |images: usize| images == self.size.unwrap_or(1) || images * bytes <= KEPT_BYTES;
         if !fits(buffers.images) {
             return;
         }
         self.buffers.push(buffers);
-        let mut left = KEPT_BYTES.max(bytes);
+        let mut left = KEPT_BYTES.max(self.size.unwrap_or(1) * bytes);
         let kept = self.buffers.iter().rev().take_while(|buffers| {
             let room = left.checked_sub(buffers.images * bytes);
             left = room.unwrap_or(left);
@@ -152,8 +177,10 @@ impl Bound {
         let batch =
             |shape: &[i64]| -> Vec<i64> { std::iter::once(images as i64).chain(shape.iter().copied()).collect() };
         let mut binding = self.session.create_binding()?;
-        let input = Tensor::<f32>::new(self.session.allocator(), batch(&self.input))?;
-        binding.bind_output(&*self.names.1, Tensor::<f32>::new(self.session.allocator(), batch(&self.output))?)?;
-        Ok(Buffers { images, input, binding })
+        let mut input = Staged::new(&self.session, self.provider, &batch(&self.input))?;
+        let mut output = Staged::new(&self.session, self.provider, &batch(&self.output))?;
+        binding.bind_input(&*self.names.0, input.bound())?;
+        binding.bind_output(&*self.names.1, output.bound())?;
+        Ok(Buffers { images, input, output, binding })
     }
 }

@@ -49,7 +49,8 @@ impl Weights {
 
     fn sharing(&self, runtime: &Runtime, weights: &[TensorProto]) -> ort::Result<SessionBuilder> {
         // The graph is optimised already.
-        let builder = Provider::Cpu.session(runtime)?.with_optimization_level(GraphOptimizationLevel::Disable)?;
+        let builder =
+            Provider::Cpu.session(runtime, false)?.with_optimization_level(GraphOptimizationLevel::Disable)?;
         let mut builder = builder.with_prepacked_weights(&self.prepacked)?;
         for tensor in weights {
             if let Some(value) = self.share(tensor)? {
@@ -119,7 +120,7 @@ fn optimise(runtime: &Runtime, onnx: &[u8]) -> Result<Vec<u8>, Unshared> {
 
 fn optimising(runtime: &Runtime, path: &Path) -> ort::Result<SessionBuilder> {
     // Only errors: it would warn that the file is good for this processor alone.
-    Ok(Provider::Cpu.session(runtime)?.with_optimized_model_path(path)?.with_log_level(LogLevel::Error)?)
+    Ok(Provider::Cpu.session(runtime, false)?.with_optimized_model_path(path)?.with_log_level(LogLevel::Error)?)
 }
 
 /// A file in memory, which needs no directory that can be written to.
@@ -178,7 +179,7 @@ mod tests {
         let mut path = weights.session(runtime, &onnx(&fewer)).unwrap();
         assert_eq!(held(), of_full, "a path's weights are those of the full net");
         for (session, mask) in [(&mut sharing, &full), (&mut path, &fewer)] {
-            let mut own = Provider::Cpu.session(runtime).unwrap().commit_from_memory(&onnx(mask)).unwrap();
+            let mut own = Provider::Cpu.session(runtime, false).unwrap().commit_from_memory(&onnx(mask)).unwrap();
             assert_eq!(logits(session, image), logits(&mut own, image), "{mask}");
         }
         let expected = logits(&mut sharing, image);

@@ -23,6 +23,19 @@ pub(super) trait Kind: Clone + Eq + Hash {
     fn most(&self) -> usize {
         usize::MAX
     }
+
+    /// Whether items of this kind and `other` may be in one batch.
+    fn mixes(&self, other: &Self) -> bool {
+        let _ = other;
+        false
+    }
+
+    /// Which of `groups`, kinds that [mix](Self::mixes) and how many items of each there are, make a batch with the first one:
+    /// their positions, in ascending order, 0 first.
+    fn together(groups: &[(&Self, usize)]) -> Vec<usize> {
+        let _ = groups;
+        vec![0]
+    }
 }
 
 /// Something that waits.
@@ -34,14 +47,24 @@ pub(super) trait Waits {
     fn flow(&self) -> FlowId;
 }
 
-/// Items taken together: all of one kind.
+/// Items taken together.
 #[derive(Debug, PartialEq)]
 pub(super) struct Batch<K, T> {
+    /// That of the items.
     pub(super) kind: K,
     /// The first place first.
     pub(super) items: Vec<(Place, T)>,
+    /// Items of other kinds in the same batch, kind by kind.
+    pub(super) others: Vec<(K, Vec<(Place, T)>)>,
     /// Items that were come upon and are not wanted any more.
     pub(super) unwanted: Vec<T>,
+}
+
+impl<K, T> Batch<K, T> {
+    /// The items of every kind.
+    pub(super) fn all(&self) -> impl Iterator<Item = &(Place, T)> {
+        self.items.iter().chain(self.others.iter().flat_map(|(_, items)| items))
+    }
 }
 
 /// Items that wait, in groups of one kind, in the order of places that are [fair](super::fair) between flows. How many may
@@ -101,26 +124,69 @@ impl<K: Kind, T: Waits> Line<K, T> {
         self.heads.insert((kind.stage(), Place::FIRST), kind);
     }
 
-    /// Takes the first item of the first stage that has any, with the next of its kind: at most `most` and what the kind may
-    /// have, and at most the `workers`-th part of what waits in the stage, so that the other workers get their share.
+    /// Takes the first item of the first stage that has any, with the next of its kind, and where that is better with those of
+    /// other kinds: at most `most` and what the kind may have, and at most the `workers`-th part of what waits in the stage, so
+    /// that the other workers get their share.
     pub(super) fn take(&mut self, most: usize, workers: usize, now: Instant) -> Option<Batch<K, T>> {
         let ((stage, _), kind) = self.heads.pop_first()?;
         let share = self.waiting[stage as usize].div_ceil(workers).clamp(1, most.min(kind.most()));
-        let group = self.groups.get_mut(&kind).expect("a head has a group");
-        let (mut items, mut unwanted) = (Vec::with_capacity(share.min(group.len())), Vec::new());
-        while items.len() < share
+        let companions = self.companions(stage, &kind, share);
+        let mut unwanted = Vec::new();
+        let items = self.take_of(&kind, share, now, &mut unwanted);
+        let mut left = share - items.len();
+        let mut others = Vec::with_capacity(companions.len());
+        for kind in companions {
+            let items = self.take_of(&kind, left, now, &mut unwanted);
+            left -= items.len();
+            if !items.is_empty() {
+                others.push((kind, items));
+            }
+        }
+        Some(Batch { kind, items, others, unwanted })
+    }
+
+    /// The kinds that make a batch with `kind`, which has the first place, in the order of their first items.
+    fn companions(&self, stage: Stage, kind: &K, share: usize) -> Vec<K> {
+        let size = |kind: &K, left: usize| self.groups.get(kind).map_or(0, BTreeMap::len).min(left);
+        let own = size(kind, share);
+        let mut left = share - own;
+        if left == 0 {
+            return Vec::new();
+        }
+        let mut groups = vec![(kind, own)];
+        for (_, other) in self.heads.range((stage, Place::FIRST)..).take_while(|((found, _), _)| *found == stage) {
+            if left > 0 && other != kind && kind.mixes(other) {
+                let own = size(other, left);
+                groups.push((other, own));
+                left -= own;
+            }
+        }
+        if groups.len() == 1 {
+            return Vec::new();
+        }
+        K::together(&groups).into_iter().skip(1).map(|at| groups[at].0.clone()).collect()
+    }
+
+    /// Takes the first items of one kind, at most `most` that are wanted.
+    fn take_of(&mut self, kind: &K, most: usize, now: Instant, unwanted: &mut Vec<T>) -> Vec<(Place, T)> {
+        let stage = kind.stage();
+        let group = self.groups.get_mut(kind).expect("a kind that waits has a group");
+        let (&head, _) = group.first_key_value().expect("a group has an item");
+        self.heads.remove(&(stage, head));
+        let mut items = Vec::with_capacity(most.min(group.len()));
+        while items.len() < most
             && let Some((place, item)) = group.pop_first()
         {
             let wanted = item.is_wanted(now);
+            self.waiting[stage as usize] -= 1;
             self.flows.take(item.flow(), !wanted || stage == Stage::Run);
             if wanted { items.push((place, item)) } else { unwanted.push(item) }
         }
-        self.waiting[stage as usize] -= items.len() + unwanted.len();
         match group.first_key_value() {
             Some((&head, _)) => drop(self.heads.insert((stage, head), kind.clone())),
-            None => drop(self.groups.remove(&kind)),
+            None => drop(self.groups.remove(kind)),
         }
-        Some(Batch { kind, items, unwanted })
+        items
     }
 }
 
@@ -132,12 +198,20 @@ mod tests {
 
     use super::*;
 
-    /// `None` has to be looked at; a number is a path.
+    /// `None` has to be looked at; a number is a path. Paths from 100 on mix among each other, those of two items at most.
     type Path = Option<u8>;
 
     impl Kind for Path {
         fn stage(&self) -> Stage {
             if self.is_none() { Stage::Look } else { Stage::Run }
+        }
+
+        fn mixes(&self, other: &Self) -> bool {
+            self.is_some_and(|own| own >= 100) && other.is_some_and(|other| other >= 100)
+        }
+
+        fn together(groups: &[(&Self, usize)]) -> Vec<usize> {
+            std::iter::once(0).chain((1..groups.len()).filter(|&at| groups[at].1 <= 2)).collect()
         }
     }
 
@@ -182,7 +256,7 @@ mod tests {
         /// Kind, names taken, names given up.
         fn take(&mut self, most: usize, workers: usize) -> Option<(Path, Vec<usize>, Vec<usize>)> {
             let batch = self.line.take(most, workers, self.now)?;
-            let names = batch.items.into_iter().map(|(_, item)| item.name).collect();
+            let names = batch.all().map(|(_, item)| item.name).collect();
             Some((batch.kind, names, batch.unwanted.into_iter().map(|item| item.name).collect()))
         }
 
@@ -198,6 +272,26 @@ mod tests {
         assert_eq!(bench.take(8, 1), Some((Some(1), vec![0, 2, 4], vec![])));
         assert_eq!(bench.take(8, 1), Some((Some(2), vec![1, 3], vec![])));
         assert_eq!(bench.take(8, 1), None);
+    }
+
+    #[test]
+    fn paths_that_mix_make_a_batch_with_the_first() {
+        let mut bench = Bench::new();
+        [101, 100, 1, 102, 101, 100, 102, 102].into_iter().for_each(|path| bench.push(Some(path)));
+        let batch = bench.line.take(8, 1, bench.now).unwrap();
+        assert_eq!((batch.kind, batch.items.len()), (Some(101), 2));
+        let others: Vec<(Path, Vec<usize>)> = batch
+            .others
+            .iter()
+            .map(|(path, items)| (*path, items.iter().map(|(_, item)| item.name).collect()))
+            .collect();
+        assert_eq!(others, [(Some(100), vec![1, 5])], "102 has too many, and 1 does not mix");
+        assert_eq!(bench.run(8, 1), [2]);
+        assert_eq!(bench.run(8, 1), [3, 6, 7]);
+        assert!(bench.line.is_empty());
+        [100, 101, 102, 101].into_iter().for_each(|path| bench.push(Some(path)));
+        assert_eq!(bench.run(8, 2), [8, 9], "the other worker gets its share");
+        assert_eq!(bench.run(2, 1), [10, 11], "never more than a batch");
     }
 
     #[test]
@@ -272,11 +366,15 @@ mod tests {
         Wait(u64),
     }
 
+    fn path() -> impl Strategy<Value = u8> {
+        prop_oneof![0u8..4, 100u8..104]
+    }
+
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
-            (prop::option::of(0u8..4), prop::option::of(0u64..3), 0u64..20)
+            (prop::option::of(path()), prop::option::of(0u64..3), 0u64..20)
                 .prop_map(|(path, flow, seconds)| Step::Push(path, flow, seconds)),
-            (0u8..4, prop::bool::weighted(0.9)).prop_map(|(path, looked)| Step::Take(path, looked)),
+            (path(), prop::bool::weighted(0.9)).prop_map(|(path, looked)| Step::Take(path, looked)),
             (0u64..5).prop_map(Step::Wait),
         ]
     }
@@ -301,7 +399,7 @@ mod tests {
 
     proptest! {
         /// Against a plain list of what waits: every item comes out of its last stage once, run or given up; a batch is
-        /// of one kind, within its bounds, in the order of places and never without the first of its stage; only what is
+        /// of one kind, or of kinds that mix, within its bounds, in the order of places and never without the first of its stage; only what is
         /// too late is given up. Places of one flow are by age, and a new flow's is behind at most one item of each other.
         #[test]
         fn the_line_is_that_of_a_plain_list(
@@ -336,26 +434,37 @@ mod tests {
                         prop_assert!(stage == Stage::Look || waiting.iter().all(|item| item.path.is_some()));
                         let in_stage = || waiting.iter().filter(|item| item.path.stage() == stage);
                         let first = in_stage().min_by_key(|item| item.place).map(|item| item.name);
-                        prop_assert!(batch.items.is_sorted_by_key(|(place, _)| *place));
-                        prop_assert!(batch.items.len() <= most.min(in_stage().count().div_ceil(workers)));
-                        let names: Vec<usize> = batch.items.iter().map(|(_, item)| item.name).collect();
+                        let groups = || std::iter::once((&batch.kind, &batch.items))
+                            .chain(batch.others.iter().map(|(path, items)| (path, items)));
+                        prop_assert!(groups().all(|(_, items)| items.is_sorted_by_key(|(place, _)| *place)));
+                        prop_assert!(groups().skip(1).all(|(path, items)| batch.kind.mixes(path) && !items.is_empty()));
+                        prop_assert!(batch.all().count() <= most.min(in_stage().count().div_ceil(workers)));
+                        let names: Vec<usize> = batch.all().map(|(_, item)| item.name).collect();
+                        let paths: HashMap<usize, Path> = groups()
+                            .flat_map(|(path, items)| items.iter().map(move |(_, item)| (item.name, *path)))
+                            .collect();
+                        let lasts: Vec<(Path, Option<Place>)> =
+                            groups().map(|(path, items)| (*path, items.last().map(|(place, _)| *place))).collect();
                         let gone: Vec<usize> = batch.unwanted.iter().map(|item| item.name).collect();
                         prop_assert!(names.iter().chain(&gone).any(|name| Some(*name) == first));
-                        for (_, item) in &batch.items {
+                        for (_, item) in batch.all() {
                             prop_assert!(item.is_wanted(bench.now));
                         }
                         for item in &batch.unwanted {
                             prop_assert!(!item.is_wanted(bench.now));
                         }
-                        let last = batch.items.last().map(|(place, _)| *place);
                         for name in names.iter().chain(&gone) {
                             let at = waiting.iter().position(|other| other.name == *name);
-                            prop_assert_eq!(waiting.remove(at.expect("it waits")).path, batch.kind);
+                            let path = waiting.remove(at.expect("it waits")).path;
+                            prop_assert_eq!(path, paths.get(name).copied().unwrap_or(path));
+                            prop_assert!(path == batch.kind || batch.kind.mixes(&path));
                         }
-                        let mut left = waiting.iter().filter(|item| item.path == batch.kind);
-                        prop_assert!(left.all(|item| Some(item.place) > last), "the first of their kind were taken");
+                        for (path, last) in lasts {
+                            let mut left = waiting.iter().filter(|item| item.path == path);
+                            prop_assert!(left.all(|item| Some(item.place) > last), "the first of their kind were taken");
+                        }
                         out.extend(&gone);
-                        for (place, item) in batch.items {
+                        for (place, item) in batch.items.into_iter().chain(batch.others.into_iter().flat_map(|(_, items)| items)) {
                             if stage == Stage::Look && looked {
                                 let Item { name, flow, .. } = item;
                                 waiting.push(Waiting { place, name, flow, path: Some(decided) });

@@ -156,6 +156,23 @@ impl Kind for Alike {
     fn most(&self) -> usize {
         self.model.max_batch()
     }
+
+    fn mixes(&self, other: &Self) -> bool {
+        self.mask.is_some()
+            && other.mask.is_some()
+            && Arc::ptr_eq(&self.model, &other.model)
+            && self.model.backend().mixes()
+    }
+
+    fn together(groups: &[(&Self, usize)]) -> Vec<usize> {
+        // All have a mask, or they did not mix.
+        let masks: Vec<(&Mask, usize)> =
+            groups.iter().filter_map(|&(alike, images)| Some((alike.mask.as_ref()?, images))).collect();
+        match groups {
+            [(first, _), ..] if masks.len() == groups.len() => first.model.backend().together(&masks),
+            _ => vec![0],
+        }
+    }
 }
 
 /// The worker threads and their queue.
@@ -280,7 +297,7 @@ fn work(
     while let Some(next) = queue.take(max_batch, workers) {
         let _busy = worker.busy();
         let whose = match &next {
-            Next::Batch(taken) => Some(Whose::batch(taken.batch.items.iter().map(|(_, job)| &job.work.context))),
+            Next::Batch(taken) => Some(Whose::batch(taken.batch.all().map(|(_, job)| &job.work.context))),
             Next::Spare(..) => None,
         };
         // A panic loses its own batch only: the replies that were not sent are dropped, which their receivers see.
@@ -310,16 +327,18 @@ fn run(mut taken: Taken<'_, Alike, Job, Shadow>, sampler: &mut Sampler, brownout
         job.taken();
         drop(job.reply.send(Err(WorkError::Expired))); // to one whose client left it does not get
     }
-    let mut jobs = std::mem::take(&mut taken.batch.items);
-    if jobs.is_empty() {
+    let images = taken.batch.all().count();
+    if images == 0 {
         return;
     }
-    jobs.iter_mut().for_each(|(_, job)| job.taken());
-    let span = tracing::debug_span!("batch", images = jobs.len(), requests = tracing::field::Empty);
+    let span = tracing::debug_span!("batch", images, requests = tracing::field::Empty);
     if !span.is_disabled() {
-        let requests: Vec<&str> = jobs.iter().map(|(_, job)| job.work.context.id()).collect();
+        let requests: Vec<&str> = taken.batch.all().map(|(_, job)| job.work.context.id()).collect();
         span.record("requests", requests.join(" "));
     }
+    let mut jobs = std::mem::take(&mut taken.batch.items);
+    let mut others = std::mem::take(&mut taken.batch.others);
+    jobs.iter_mut().chain(others.iter_mut().flat_map(|(_, jobs)| jobs)).for_each(|(_, job)| job.taken());
     let model = Arc::clone(&taken.batch.kind.model);
     span.in_scope(|| match taken.batch.kind.mask.clone() {
         None => {
@@ -331,7 +350,9 @@ fn run(mut taken: Taken<'_, Alike, Job, Shadow>, sampler: &mut Sampler, brownout
             if let (Some(brownout), Some((_, oldest))) = (brownout, jobs.first()) {
                 brownout.waited(oldest.waited());
             }
-            let shadows = run_path(&model, &mask, jobs, sampler);
+            let others = others.into_iter().filter_map(|(alike, jobs)| Some((alike.mask?, jobs)));
+            let groups = std::iter::once((mask, jobs)).chain(others).filter(|(_, jobs)| !jobs.is_empty());
+            let shadows = run_paths(&model, groups.collect(), sampler);
             let left = shadows.into_iter().filter_map(|shadow| taken.spare(shadow).err()).count();
             shadow::turned_away(&model, left);
         }
@@ -372,6 +393,7 @@ fn look(model: &Arc<dyn Model>, jobs: Vec<(Place, Job)>, brownout: Option<&Brown
 
 /// An image whose path runs.
 struct Asked {
+    mask: Mask,
     pixels: Vec<f32>,
     /// Whether the policy alone chose the path.
     own: bool,
@@ -382,34 +404,46 @@ struct Asked {
     brownout: Option<f64>,
 }
 
-/// Runs a path over images that all have its mask, and answers them. Gives those that are to be run again.
-fn run_path(model: &Arc<dyn Model>, mask: &Mask, jobs: Vec<(Place, Job)>, sampler: &mut Sampler) -> Vec<Shadow> {
-    let (mut asked, mut running) = (Vec::with_capacity(jobs.len()), Vec::with_capacity(jobs.len()));
-    for (_, job) in jobs {
-        let Job { work: Work { pixels, selection, slot, context, index, .. }, reply, policy, brownout, .. } = job;
-        running.push(slot.run()); // it does not wait any more
-        let (own, of) = (selection.is_own(), (context, index));
-        asked.push(Asked { pixels, own, of, reply, policy, brownout });
+/// Runs each mask's path over its images, those of several masks in one batch, and answers them. Gives those that are to be
+/// run again.
+fn run_paths(model: &Arc<dyn Model>, groups: Vec<(Mask, Vec<(Place, Job)>)>, sampler: &mut Sampler) -> Vec<Shadow> {
+    let (mut asked, mut running, masks) = (Vec::new(), Vec::new(), groups.len());
+    for (mask, jobs) in groups {
+        for (_, job) in jobs {
+            let Job { work: Work { pixels, selection, slot, context, index, .. }, reply, policy, brownout, .. } = job;
+            running.push(slot.run()); // it does not wait any more
+            let (mask, own, of) = (mask.clone(), selection.is_own(), (context, index));
+            asked.push(Asked { mask, pixels, own, of, reply, policy, brownout });
+        }
     }
-    model.metrics().batch(asked.len());
+    model.metrics().batch(asked.len(), masks);
     model.statistics().executed(asked.len());
-    let pixels: Vec<&[f32]> = asked.iter().map(|asked| &*asked.pixels).collect();
-    let span = tracing::debug_span!("backbone", images = pixels.len(), blocks = mask.kept());
+    let span = tracing::debug_span!("backbone", images = asked.len(), masks);
     let started = Instant::now();
-    let Ran { logits: results, compiled } = span.in_scope(|| model.backend().run(mask, &pixels));
+    let Ran { logits: results, compiled } = span.in_scope(|| match &*asked {
+        [first, ..] if masks == 1 => {
+            let pixels: Vec<&[f32]> = asked.iter().map(|asked| &*asked.pixels).collect();
+            model.backend().run(&first.mask, &pixels)
+        }
+        asked => {
+            let images: Vec<(&Mask, &[f32])> = asked.iter().map(|asked| (&asked.mask, &*asked.pixels)).collect();
+            Ran { logits: model.backend().run_mixed(&images), compiled: false }
+        }
+    });
     let backbone = started.elapsed();
     let images = asked.len();
     model.pace().ran(images, backbone);
     drop(running);
     let mut shadows = Vec::new();
-    for (Asked { pixels, own, of: (context, index), reply, policy, brownout }, logits) in asked.into_iter().zip(results)
-    {
+    for (asked, logits) in asked.into_iter().zip(results) {
+        let Asked { mask, pixels, own, of: (context, index), reply, policy, brownout } = asked;
         context.stage(index, || {
             StageSpan::new(metrics::Stage::Backbone, started, started + backbone, logits.is_err())
                 .with("blockdrop.batch.size", images as i64)
                 .with("blockdrop.mask", mask.to_string())
                 .with("blockdrop.blocks.kept", mask.kept() as i64)
                 .with("blockdrop.path.compiled", compiled)
+                .with("blockdrop.batch.masks", masks as i64)
         });
         let result = match logits {
             Ok(logits) => {
@@ -423,7 +457,7 @@ fn run_path(model: &Arc<dyn Model>, mask: &Mask, jobs: Vec<(Place, Job)>, sample
                     let (model, mask, class) = (Arc::downgrade(model), mask.clone(), best_class(&logits));
                     shadows.push(Shadow { model, pixels, mask, class, next, other: None });
                 }
-                let answer = Answer { logits, mask: mask.clone(), policy_ran, brownout, policy, backbone };
+                let answer = Answer { logits, mask, policy_ran, brownout, policy, backbone };
                 model.metrics().answered(model.costs(), &answer, own);
                 Ok(answer)
             }

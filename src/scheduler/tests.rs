@@ -24,6 +24,7 @@ struct Fake {
     batches: Mutex<Vec<Vec<f32>>>,
     /// Whether it was the full net's, and the pixel, of each run again.
     reran: Mutex<Vec<(bool, f32)>>,
+    mixes: bool,
     costs: Costs,
     metrics: Arc<ModelMetrics>,
     statistics: Statistics,
@@ -47,6 +48,27 @@ impl Backend for Fake {
         assert!(firsts.iter().all(|first| mask.is_full() || *first < 100.0), "{mask} is not the mask of {firsts:?}");
         let logits = |first| if first == 12.0 { Err(EngineError::NotFinite) } else { Ok(vec![first]) };
         Ran { logits: firsts.into_iter().map(logits).collect(), compiled: false }
+    }
+
+    fn mixes(&self) -> bool {
+        self.mixes
+    }
+
+    /// Rare masks run together.
+    fn together(&self, groups: &[(&Mask, usize)]) -> Vec<usize> {
+        std::iter::once(0).chain((1..groups.len()).filter(|&at| groups[at].1 <= 2)).collect()
+    }
+
+    fn run_mixed(&self, images: &[(&Mask, &[f32])]) -> Each<Vec<f32>> {
+        let _ = self.permits.lock().unwrap().recv();
+        let firsts: Vec<f32> = images.iter().map(|(_, pixels)| pixels[0]).collect();
+        self.batches.lock().unwrap().push(firsts.clone());
+        assert!(!firsts.contains(&13.0), "unlucky");
+        let logits = |&(mask, pixels): &(&Mask, &[f32])| match pixels[0] {
+            12.0 => Err(EngineError::NotFinite),
+            first => Ok(vec![first, mask.kept() as f32]),
+        };
+        images.iter().map(logits).collect()
     }
 
     fn rerun(&self, mask: &Mask, image: &[f32]) -> Result<Option<Vec<f32>>, EngineError> {
@@ -101,6 +123,10 @@ impl Bench {
     }
 
     fn with_shadows(workers: usize, max_batch: usize, rate: f64) -> Self {
+        Self::with(workers, max_batch, rate, false)
+    }
+
+    fn with(workers: usize, max_batch: usize, rate: f64, mixes: bool) -> Self {
         let (permits, waiting) = mpsc::channel();
         let (shadow_permits, shadows_waiting) = mpsc::channel();
         let metrics = Metrics::new("fake", "none");
@@ -110,6 +136,7 @@ impl Bench {
             looked: Mutex::default(),
             batches: Mutex::default(),
             reran: Mutex::default(),
+            mixes,
             costs: Costs { policy: 1, stem: 1, blocks: vec![BlockCost { segment: 0, kept: 1, dropped: 0 }], head: 1 },
             metrics: metrics.model("fake", 1),
             statistics: Statistics::default(),
@@ -243,6 +270,46 @@ fn images_that_wait_while_a_worker_is_busy_run_together() {
     assert_eq!(bench.batches(), [vec![0.0], vec![1.0, 2.0, 3.0], vec![4.0, 5.0]]);
     assert_eq!(bench.counted("blockdrop_batch_size_count{model=\"fake\"}"), 3.0);
     assert_eq!(bench.counted("blockdrop_images_total{model=\"fake\"}"), 6.0);
+}
+
+#[test]
+fn images_of_different_masks_run_together_where_the_engine_says_so() {
+    let mut bench = Bench::with(1, 8, 1.0, true);
+    let first = bench.occupy();
+    // Three of the full path, two without the block, whose masks are known.
+    let none = Path::Fixed("0".parse().unwrap());
+    let until = Instant::now() + Duration::from_secs(60);
+    let asked = [(Path::Full, 1.0), (none.clone(), 2.0), (Path::Full, 3.0), (none, 4.0), (Path::Full, 12.0)];
+    let answers: Vec<_> = asked.into_iter().map(|(path, pixel)| bench.submit_for(path, pixel, until)).collect();
+    bench.release();
+    bench.release_shadows();
+    assert_eq!(pixel(first), 0.0);
+    let found: Vec<Option<(Vec<f32>, usize)>> = answers
+        .into_iter()
+        .map(|answer| answer.blocking_recv().unwrap().ok().map(|answer| (answer.logits, answer.mask.kept())))
+        .collect();
+    let of = |pixel: f32, kept: usize| Some((vec![pixel, kept as f32], kept));
+    assert_eq!(found, [of(1.0, 1), of(2.0, 0), of(3.0, 1), of(4.0, 0), None], "each by its own mask");
+    assert_eq!(bench.batches(), [vec![0.0], vec![1.0, 3.0, 12.0, 2.0, 4.0]]);
+    assert_eq!(bench.counted("blockdrop_mixed_batches_total{model=\"fake\"}"), 1.0);
+    assert_eq!(bench.counted("blockdrop_batch_size_count{model=\"fake\"}"), 2.0);
+    assert_eq!(bench.places(64), Ok(64), "every place came back");
+}
+
+#[test]
+fn a_panic_among_mixed_masks_fails_its_batch_only() {
+    let mut bench = Bench::with(1, 3, 0.0, true);
+    let first = bench.occupy();
+    let until = Instant::now() + Duration::from_secs(60);
+    let none = || Path::Fixed("0".parse().unwrap());
+    let lost = [bench.submit_for(none(), 13.0, until), bench.submit(1.0), bench.submit(2.0)];
+    bench.release();
+    assert_eq!(pixel(first), 0.0);
+    assert!(lost.into_iter().all(|answer| answer.blocking_recv().is_err()));
+    let next = [bench.submit_for(none(), 3.0, until), bench.submit(4.0)];
+    assert_eq!(next.map(pixel), [3.0, 4.0], "the worker goes on");
+    assert_eq!(bench.counted("blockdrop_worker_panics_total"), 1.0);
+    assert_eq!(bench.places(64), Ok(64), "every place came back");
 }
 
 #[test]

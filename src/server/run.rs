@@ -22,7 +22,7 @@ use super::http::Origins;
 use super::keys::Keys;
 use super::readiness::Readiness;
 use super::{admin, again, grpc, http};
-use crate::engine::{Paths, Provider, Runtime, RuntimeError};
+use crate::engine::{Paths, Runtime, RuntimeError, Target};
 use crate::registry::{LoadOptions, ModelsLimits, Registry, RegistryError};
 use crate::scheduler::{Admission, Bounds, Brownout, Scheduler};
 use crate::telemetry::{Metrics, Otlp, Tracer};
@@ -36,7 +36,7 @@ pub struct Settings {
     pub models: PathBuf,
     pub default_model: Option<String>,
     pub onnxruntime: Option<PathBuf>,
-    pub provider: Provider,
+    pub target: Target,
     pub workers: usize,
     pub max_batch: usize,
     pub max_queue: usize,
@@ -150,7 +150,7 @@ pub async fn serve(
     let mut stop = pin!(stop);
 
     let runtime = Runtime::load(settings.onnxruntime.as_deref())?;
-    let metrics = Arc::new(Metrics::new(&settings.provider.to_string(), runtime.version()));
+    let metrics = Arc::new(Metrics::new(&settings.target.provider.to_string(), runtime.version()));
     let readiness = Arc::new(Readiness::default());
     // Filled once there are models.
     let repository = Arc::new(OnceLock::new());
@@ -165,8 +165,9 @@ pub async fn serve(
     let mut registry = tokio::task::spawn_blocking({
         let (settings, metrics, paths) = (settings.clone(), Arc::clone(&metrics), Arc::clone(&paths));
         let options = LoadOptions {
-            provider: settings.provider,
+            target: settings.target,
             workers: settings.workers,
+            max_batch: settings.max_batch,
             paths,
             warm_up: settings.warm_up,
             profiles: settings.profiles,
@@ -236,7 +237,7 @@ pub async fn serve(
     tracing::info!(
         address = %http.address,
         grpc = %grpc.address,
-        provider = %settings.provider,
+        provider = %settings.target.provider,
         onnxruntime = runtime.version(),
         workers = settings.workers,
         path_cache_bytes = settings.path_cache,

@@ -1,6 +1,6 @@
 //! The measuring: every way to run the same images, in turn, round after round.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
@@ -45,7 +45,13 @@ pub(super) struct Arm {
 }
 
 /// The ways to run images. The first is what all are compared with.
-const WAYS: [Way; 5] = [Way::Full, Way::Policy, Way::Blocks, Way::Paths, Way::Learned];
+const WAYS: [Way; 8] =
+    [Way::Full, Way::Policy, Way::Blocks, Way::Paths, Way::Learned, Way::Groups, Way::Mixed, Way::Planned];
+
+/// Those that make a difference only where several images run together come last.
+fn ways(batch: usize) -> &'static [Way] {
+    if batch == 1 { &WAYS[..5] } else { &WAYS }
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
@@ -59,6 +65,12 @@ enum Way {
     Paths,
     /// The policy network and then the paths.
     Learned,
+    /// Images as they come, those of a mask in each batch together.
+    Groups,
+    /// Images as they come, each batch as one of mixed masks.
+    Mixed,
+    /// Images as they come, those together that are to be by what was measured.
+    Planned,
 }
 
 impl Way {
@@ -69,6 +81,9 @@ impl Way {
             Self::Blocks => "kept blocks, one by one",
             Self::Paths => "kept blocks, one graph",
             Self::Learned => "policy and kept blocks",
+            Self::Groups => "as they come, mask by mask",
+            Self::Mixed => "as they come, masks mixed",
+            Self::Planned => "as they come, as planned",
         }
     }
 
@@ -79,17 +94,22 @@ impl Way {
         let flops = match self {
             Self::Full => costs.full() as f64,
             Self::Policy => costs.policy as f64,
-            Self::Blocks | Self::Paths => mean,
+            Self::Blocks | Self::Paths | Self::Groups | Self::Mixed | Self::Planned => mean,
             Self::Learned => mean + costs.policy as f64,
         };
         flops / costs.full() as f64
     }
 }
 
+/// Images of one mask.
+type Group<'w> = (&'w Mask, Vec<&'w [f32]>);
+
 /// The images of a pass in batches: as they come, and gathered by mask as in the server's queue.
 struct Batches<'w> {
     in_order: Vec<Vec<&'w [f32]>>,
-    by_mask: Vec<(&'w Mask, Vec<&'w [f32]>)>,
+    by_mask: Vec<Group<'w>>,
+    /// As they come, each batch by mask, that of its first image first.
+    groups: Vec<Vec<Group<'w>>>,
 }
 
 impl<'w> Batches<'w> {
@@ -106,7 +126,18 @@ impl<'w> Batches<'w> {
             });
             chunks.collect()
         };
-        Self { in_order, by_mask }
+        let all: Vec<(&Mask, &[f32])> = work.masks.iter().zip(pixels()).collect();
+        let groups = all.chunks(batch).map(|batch| {
+            let mut groups: Vec<Group<'_>> = Vec::new();
+            for &(mask, image) in batch {
+                match groups.iter_mut().find(|(other, _)| *other == mask) {
+                    Some((_, images)) => images.push(image),
+                    None => groups.push((mask, vec![image])),
+                }
+            }
+            groups
+        });
+        Self { in_order, by_mask, groups: groups.collect() }
     }
 
     /// Batches of a pass; of policy and path, those of the path.
@@ -114,6 +145,8 @@ impl<'w> Batches<'w> {
         match way {
             Way::Full | Way::Policy => self.in_order.len(),
             Way::Blocks | Way::Paths | Way::Learned => self.by_mask.len(),
+            Way::Groups => self.groups.iter().map(Vec::len).sum(),
+            Way::Mixed | Way::Planned => self.groups.len(),
         }
     }
 
@@ -125,7 +158,30 @@ impl<'w> Batches<'w> {
         let path = |mask: &Mask, images: &[&[f32]]| {
             engine.run(mask, images).logits.into_iter().try_for_each(|one| one.map(drop))
         };
+        let mixed = |groups: &[&Group<'w>]| {
+            let images = |(mask, images): &&Group<'w>| images.iter().map(|image| (*mask, *image)).collect::<Vec<_>>();
+            let images: Vec<(&Mask, &[f32])> = groups.iter().flat_map(images).collect();
+            engine.run_mixed(&images).into_iter().try_for_each(|one| one.map(drop))
+        };
+        let groups = || turned(&self.groups, from);
         match way {
+            Way::Groups => groups().flatten().try_for_each(|(mask, images)| path(mask, images)),
+            Way::Mixed => groups().try_for_each(|batch| mixed(&batch.iter().collect::<Vec<_>>())),
+            Way::Planned => groups().try_for_each(|batch| {
+                let mut left: Vec<&Group<'w>> = batch.iter().collect();
+                while let [(mask, images), ..] = *left {
+                    let sizes: Vec<(&Mask, usize)> = left.iter().map(|(mask, images)| (*mask, images.len())).collect();
+                    let together = engine.together(&sizes);
+                    match &*together {
+                        [_] => path(mask, images)?,
+                        together => mixed(&together.iter().map(|&at| left[at]).collect::<Vec<_>>())?,
+                    }
+                    for at in together.into_iter().rev() {
+                        left.remove(at);
+                    }
+                }
+                Ok(())
+            }),
             Way::Full => in_order().try_for_each(|images| path(&full, images)),
             Way::Policy => in_order().try_for_each(|images| engine.policy_logits(images).map(drop)),
             Way::Blocks => by_mask().try_for_each(|(mask, images)| engine.run_blocks(mask, images).map(drop)),
@@ -191,17 +247,18 @@ pub(super) fn all(
         let batches = Batches::new(work, batch);
         warm(engine, metrics, case, &batches)?;
         let started = Instant::now();
+        let ways = ways(batch);
         let mut seconds: [Vec<f64>; WAYS.len()] = Default::default();
         let (mut runs, mut compiled) = ([0; WAYS.len()], [0; WAYS.len()]);
         let mut generator = ChaCha8Rng::seed_from_u64(0);
         let mut round = 0;
         while round < LEAST_ROUNDS || started.elapsed() < time {
             // In an order of its own each time, so that none always follows the same other.
-            let mut order: [usize; WAYS.len()] = std::array::from_fn(|at| at);
+            let mut order: Vec<usize> = (0..ways.len()).collect();
             order.shuffle(&mut generator);
             for at in order {
                 let (hits, misses) = (metrics.hits.get(), metrics.misses.get());
-                seconds[at].push(pass(WAYS[at], case, engine, &batches)?.as_secs_f64());
+                seconds[at].push(pass(ways[at], case, engine, &batches)?.as_secs_f64());
                 compiled[at] += metrics.hits.get() - hits;
                 runs[at] += metrics.hits.get() - hits + metrics.misses.get() - misses;
             }
@@ -209,7 +266,7 @@ pub(super) fn all(
             let done = number as u64 * time.as_millis() as u64 + started.elapsed().min(time).as_millis() as u64;
             bar.set_position(done);
         }
-        for (at, way) in WAYS.into_iter().enumerate() {
+        for (at, &way) in ways.iter().enumerate() {
             let images = work.pixels.len() as f64;
             let middle = median(seconds[at].clone());
             let ratios: Vec<f64> = seconds[at].iter().zip(&seconds[0]).map(|(own, full)| own / full).collect();
@@ -234,14 +291,16 @@ pub(super) fn all(
 /// Runs passes until every path is compiled for every worker, or it gets no better.
 fn warm(engine: &Engine, metrics: &PathMetrics, case: Case, batches: &Batches<'_>) -> anyhow::Result<()> {
     const MOST: usize = 12;
-    engine.compile(&Mask::full(engine.costs().blocks.len()))?;
-    for (mask, _) in &batches.by_mask {
-        engine.compile(mask)?;
+    for images in batches.in_order.iter().map(Vec::len).collect::<BTreeSet<_>>() {
+        engine.compile(&Mask::full(engine.costs().blocks.len()), images)?;
+    }
+    for (mask, images) in batches.by_mask.iter().chain(batches.groups.iter().flatten()) {
+        engine.compile(mask, images.len())?;
     }
     let mut without_misses = 0;
     for _ in 0..MOST {
         let misses = metrics.misses.get();
-        for way in WAYS {
+        for &way in ways(case.batch) {
             pass(way, case, engine, batches)?;
         }
         engine.settle(Duration::from_secs(600));

@@ -70,6 +70,7 @@ pub struct Metrics {
     block_dropped: IntCounterVec,
     flops: [CounterVec; 3],
     batch_size: HistogramVec,
+    mixed_batches: IntCounterVec,
     /// Hits, misses, evictions, failures.
     path_cache: [IntCounterVec; 4],
     path_cache_bytes: IntGaugeVec,
@@ -196,7 +197,12 @@ impl Metrics {
                 totals("blockdrop_flops_policy_total", "FLOPs of the policy network."),
                 totals("blockdrop_flops_full_total", "FLOPs that the full net would have taken for the same images."),
             ],
-            batch_size: histograms("blockdrop_batch_size", "Images that ran a path together.", "model", &BATCHES),
+            batch_size: histograms("blockdrop_batch_size", "Images that ran together.", "model", &BATCHES),
+            mixed_batches: counters(
+                "blockdrop_mixed_batches_total",
+                "Batches of images with different masks.",
+                &["model"],
+            ),
             path_cache: [
                 ("hits", "Groups of images that ran a compiled path."),
                 ("misses", "Groups of images that ran block by block, for want of an idle compiled path."),
@@ -294,6 +300,7 @@ impl Metrics {
             flops_policy: self.flops[1].with_label_values(&[name]),
             flops_full: self.flops[2].with_label_values(&[name]),
             batch_size: self.batch_size.with_label_values(&[name]),
+            mixed_batches: self.mixed_batches.with_label_values(&[name]),
             policy: self.stages[Stage::Policy as usize].clone(),
             backbone: self.stages[Stage::Backbone as usize].clone(),
             shadow_runs,

@@ -21,6 +21,7 @@ pub struct ModelMetrics {
     pub(super) flops_policy: Counter,
     pub(super) flops_full: Counter,
     pub(super) batch_size: Histogram,
+    pub(super) mixed_batches: IntCounter,
     pub(super) policy: Histogram,
     pub(super) backbone: Histogram,
     pub(super) shadow_runs: IntCounter,
@@ -99,9 +100,12 @@ impl ModelMetrics {
         self.shadow_dropped[reason as usize].inc();
     }
 
-    /// Counts a group that ran a path together.
-    pub fn batch(&self, images: usize) {
+    /// Counts a batch of images with so many different masks.
+    pub fn batch(&self, images: usize, masks: usize) {
         self.batch_size.observe(images as f64);
+        if masks > 1 {
+            self.mixed_batches.inc();
+        }
     }
 
     /// Counts a request that was refused since as many of the model's images waited as may.

@@ -1,0 +1,283 @@
+//! What batches take, as measured on this machine, and by it whether images of several masks are to run together.
+
+use std::time::{Duration, Instant};
+
+use super::sizes::Sizes;
+use crate::policy::{Costs, Mask};
+
+/// Seconds that one way to run batches takes, by the number of images: for all that is not a block, and for each FLOP of the
+/// blocks that an image keeps.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Curve {
+    points: Vec<Point>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Point {
+    images: f64,
+    /// Of a batch whose images drop every block.
+    base: f64,
+    /// Of all blocks on all images, beside the base, by the FLOPs of all blocks on one image.
+    blocks: f64,
+}
+
+impl Curve {
+    /// `measured`: how many images, in ascending order, and the seconds of a batch that drops and one that keeps every block,
+    /// which have `flops` an image.
+    ///
+    /// # Panics
+    /// Nothing was measured.
+    pub(super) fn new(measured: &[(usize, f64, f64)], flops: u64) -> Self {
+        assert!(!measured.is_empty(), "a curve has a point");
+        let point = |&(images, base, full): &(usize, f64, f64)| Point {
+            images: images as f64,
+            base,
+            blocks: (full - base).max(0.0) / flops.max(1) as f64,
+        };
+        Self { points: measured.iter().map(point).collect() }
+    }
+
+    /// A value at so many images: between those that were measured on a straight line, beyond the last in proportion.
+    fn at(&self, images: usize, value: impl Fn(&Point) -> f64) -> f64 {
+        let images = images as f64;
+        let after = self.points.iter().position(|point| point.images >= images);
+        match after {
+            Some(0) => value(&self.points[0]),
+            Some(after) => {
+                let (left, right) = (&self.points[after - 1], &self.points[after]);
+                let along = (images - left.images) / (right.images - left.images);
+                value(left) + along * (value(right) - value(left))
+            }
+            None => {
+                let last = &self.points[self.points.len() - 1];
+                value(last) * images / last.images
+            }
+        }
+    }
+
+    /// Seconds of a batch of so many images beside its blocks.
+    fn base(&self, images: usize) -> f64 {
+        self.at(images, |point| point.base)
+    }
+
+    /// Seconds of so many FLOPs an image on so many images.
+    fn blocks(&self, images: usize, flops: u64) -> f64 {
+        if images == 0 { 0.0 } else { flops as f64 * self.at(images, |point| point.blocks) }
+    }
+}
+
+/// Images of one mask that wait.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Group<'m> {
+    pub(super) mask: &'m Mask,
+    pub(super) images: usize,
+    /// Whether its path is there as one graph.
+    pub(super) compiled: bool,
+}
+
+/// What the ways to run batches take.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Speeds {
+    /// Images of one mask by its compiled path.
+    pub(super) fused: Curve,
+    /// Images of one mask by its blocks.
+    pub(super) blocks: Curve,
+    /// Images of any masks together.
+    pub(super) mixed: Curve,
+    /// What batches are filled up to.
+    pub(super) sizes: Sizes,
+}
+
+/// What running together has to save at least: estimates are not exact, and whoever waits alone is answered sooner.
+const WORTH: f64 = 0.95;
+
+impl Speeds {
+    /// Which of `groups` run together with the first: their positions, in ascending order, 0 first. Those go along that cost
+    /// less so than in a batch of their own; where all that is not worth it, none does.
+    pub(super) fn together(&self, costs: &Costs, groups: &[Group<'_>]) -> Vec<usize> {
+        let mut mixture = Mixture::new(self, costs);
+        let (mut chosen, mut apart) = (Vec::new(), 0.0);
+        for (at, group) in groups.iter().enumerate() {
+            let alone = self.alone(costs, group);
+            let more = mixture.with(group);
+            if at == 0 || more - mixture.seconds < alone {
+                mixture.add(group);
+                chosen.push(at);
+                apart += alone;
+            }
+        }
+        if chosen.len() > 1 && mixture.seconds < WORTH * apart { chosen } else { vec![0] }
+    }
+
+    /// Whether there are any groups of up to `most` images that would run together.
+    pub(super) fn ever(&self, costs: &Costs, most: usize) -> bool {
+        let depth = costs.blocks.len();
+        let shares = [0.25, 0.5, 0.75];
+        shares.into_iter().flat_map(|share| [(share, false), (share, true)]).any(|(share, compiled)| {
+            // Each image with a mask of its own, and each block kept by as many of them.
+            let mask = |image: usize| Mask::from_fn(depth, |block| ((block + image) as f64 * share).fract() < share);
+            let masks: Vec<Mask> = (0..most).map(mask).collect();
+            let groups: Vec<Group<'_>> = masks.iter().map(|mask| Group { mask, images: 1, compiled }).collect();
+            self.together(costs, &groups).len() > 1
+        })
+    }
+
+    /// Seconds of a group as a batch of its own.
+    fn alone(&self, costs: &Costs, group: &Group<'_>) -> f64 {
+        let curve = if group.compiled { &self.fused } else { &self.blocks };
+        let kept = costs.blocks.iter().zip(group.mask.iter()).filter(|(_, keep)| *keep);
+        let flops = kept.map(|(block, _)| block.kept).sum();
+        let images = self.sizes.of(group.images).unwrap_or(group.images);
+        curve.base(images) + curve.blocks(images, flops)
+    }
+}
+
+/// Groups that run together, and what that takes.
+struct Mixture<'s> {
+    speeds: &'s Speeds,
+    costs: &'s Costs,
+    images: usize,
+    /// Images that keep each block.
+    rows: Vec<usize>,
+    seconds: f64,
+}
+
+impl<'s> Mixture<'s> {
+    fn new(speeds: &'s Speeds, costs: &'s Costs) -> Self {
+        Self { speeds, costs, images: 0, rows: vec![0; costs.blocks.len()], seconds: 0.0 }
+    }
+
+    /// Seconds with `group` too.
+    fn with(&self, group: &Group<'_>) -> f64 {
+        let curve = &self.speeds.mixed;
+        let blocks = self
+            .costs
+            .blocks
+            .iter()
+            .zip(&self.rows)
+            .zip(group.mask.iter())
+            .map(|((block, &rows), keep)| curve.blocks(if keep { rows + group.images } else { rows }, block.kept));
+        let images = self.images + group.images;
+        curve.base(self.speeds.sizes.with_spare(images).unwrap_or(images)) + blocks.sum::<f64>()
+    }
+
+    fn add(&mut self, group: &Group<'_>) {
+        self.seconds = self.with(group);
+        self.images += group.images;
+        let kept = self.rows.iter_mut().zip(group.mask.iter()).filter(|(_, keep)| *keep);
+        kept.for_each(|(rows, _)| *rows += group.images);
+    }
+}
+
+/// The shortest of a few runs, in seconds: whatever else the machine does only makes a run longer.
+///
+/// # Errors
+/// As of `run`.
+pub(super) fn shortest<E>(mut run: impl FnMut() -> Result<(), E>) -> Result<f64, E> {
+    const MOST_TIME: Duration = Duration::from_millis(30);
+    const LEAST_RUNS: usize = 3;
+    run()?; // the first one is slower
+    let (begun, mut shortest, mut runs) = (Instant::now(), f64::INFINITY, 0);
+    while runs < LEAST_RUNS || (begun.elapsed() < MOST_TIME && runs < 100) {
+        let started = Instant::now();
+        run()?;
+        shortest = shortest.min(started.elapsed().as_secs_f64());
+        runs += 1;
+    }
+    Ok(shortest)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::policy::BlockCost;
+
+    fn costs(blocks: usize) -> Costs {
+        let block = BlockCost { segment: 0, kept: 100, dropped: 0 };
+        Costs { policy: 1, stem: 1, blocks: vec![block; blocks], head: 1 }
+    }
+
+    /// A run takes `fixed`, an image `image`, and a block on an image `block`.
+    fn curve(fixed: f64, image: f64, block: f64, blocks: usize) -> Curve {
+        let at = |images: usize| {
+            let base = fixed + image * images as f64;
+            (images, base, base + (blocks * images) as f64 * block)
+        };
+        Curve::new(&[at(1), at(8), at(64)], 100 * blocks as u64)
+    }
+
+    fn mask(text: &str) -> Mask {
+        text.parse().expect("a mask")
+    }
+
+    fn together(speeds: &Speeds, groups: &[(&str, usize)]) -> Vec<usize> {
+        let masks: Vec<(Mask, usize)> = groups.iter().map(|&(text, images)| (mask(text), images)).collect();
+        let groups: Vec<Group<'_>> =
+            masks.iter().map(|(mask, images)| Group { mask, images: *images, compiled: true }).collect();
+        speeds.together(&costs(4), &groups)
+    }
+
+    #[test]
+    fn seconds_lie_on_lines_between_what_was_measured() {
+        let curve = Curve::new(&[(1, 1.0, 3.0), (5, 2.0, 8.0)], 2);
+        assert_eq!([1, 3, 5, 10].map(|images| curve.base(images)), [1.0, 1.5, 2.0, 4.0]);
+        assert_eq!([0, 1, 3, 5, 10].map(|images| curve.blocks(images, 1)), [0.0, 1.0, 2.0, 3.0, 6.0]);
+    }
+
+    #[test]
+    fn rare_masks_run_together_where_runs_are_dear_and_common_ones_apart() {
+        // A GPU: a run takes its time whatever it runs on.
+        let dear = Speeds {
+            fused: curve(10.0, 0.1, 0.1, 4),
+            blocks: curve(20.0, 0.1, 0.1, 4),
+            mixed: curve(20.0, 0.1, 0.1, 4),
+            sizes: Sizes::Any,
+        };
+        assert_eq!(together(&dear, &[("1000", 1), ("0100", 1)]), [0], "two runs are not dearer than one for mixtures");
+        assert_eq!(together(&dear, &[("1000", 1), ("0100", 1), ("0010", 1)]), [0, 1, 2]);
+        assert!(dear.ever(&costs(4), 8));
+        // Mixtures whose images cost twice as much: those that are many run apart.
+        let slow = Speeds { mixed: curve(5.0, 1.0, 0.2, 4), ..dear };
+        assert_eq!(together(&slow, &[("1000", 1), ("0100", 1), ("1111", 60), ("0011", 1)]), [0, 1, 3]);
+        // A CPU: images take their time however they run.
+        let cheap = Speeds {
+            fused: curve(0.01, 0.1, 1.0, 4),
+            blocks: curve(0.02, 0.1, 1.05, 4),
+            mixed: curve(0.02, 0.15, 1.05, 4),
+            sizes: Sizes::Any,
+        };
+        assert_eq!(together(&cheap, &[("1000", 1), ("0100", 1), ("0010", 1)]), [0]);
+        assert!(!cheap.ever(&costs(4), 64));
+    }
+
+    proptest! {
+        /// What runs together holds the first group, each group once, and is estimated to take less than its groups apart.
+        #[test]
+        fn what_runs_together_is_faster_so(
+            fixed in 0.0f64..10.0, image in 0.0f64..1.0, block in 0.001f64..1.0,
+            groups in prop::collection::vec((prop::collection::vec(any::<bool>(), 4), 1usize..9, any::<bool>()), 1..9),
+        ) {
+            let speeds = Speeds {
+                fused: curve(fixed, image, block, 4),
+                blocks: curve(1.5 * fixed, image, block, 4),
+                mixed: curve(fixed, 1.2 * image, 1.1 * block, 4),
+                sizes: Sizes::Any,
+            };
+            let costs = costs(4);
+            let masks: Vec<Mask> = groups.iter().map(|(bits, ..)| Mask::from_fn(4, |at| bits[at])).collect();
+            let groups: Vec<Group<'_>> = masks.iter().zip(&groups)
+                .map(|(mask, &(_, images, compiled))| Group { mask, images, compiled }).collect();
+            let chosen = speeds.together(&costs, &groups);
+            prop_assert_eq!(chosen[0], 0);
+            prop_assert!(chosen.is_sorted_by(|left, right| left < right));
+            if chosen.len() > 1 {
+                let mut mixture = Mixture::new(&speeds, &costs);
+                chosen.iter().for_each(|&at| mixture.add(&groups[at]));
+                let apart: f64 = chosen.iter().map(|&at| speeds.alone(&costs, &groups[at])).sum();
+                prop_assert!(mixture.seconds < apart);
+            }
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! The engine on every target that there is: the CPU, the CPU run as a GPU is, and CUDA devices where this machine has one.
+//! With `BLOCKDROP_REQUIRE_CUDA=1` it has to have one.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use blockdrop::bundle::Bundle;
+use blockdrop::engine::{Backend, Engine, EngineError, Image, PathMetrics, Paths, Provider, Tactics, Target};
+use blockdrop::image::{MAX_PIXELS, decode, preprocess};
+use blockdrop::policy::{Choice, Mask};
+use blockdrop_testkit::{Net, noise, runtime};
+use ort::session::Session;
+use ort::value::TensorRef;
+use proptest::prelude::*;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// How far values may lie apart on the CPU, of their size: convolutions sum in another order.
+const CPU: f32 = 1e-4;
+/// On CUDA, where TF32 is off: cuDNN has algorithms that sum in yet other orders, or by transforms.
+const CUDA: f32 = 1e-3;
+
+#[derive(Clone, Copy)]
+struct Case {
+    name: &'static str,
+    target: Target,
+    tolerance: f32,
+}
+
+fn cases() -> Vec<Case> {
+    let cpu = Target::from(Provider::Cpu);
+    let as_gpu = Tactics { fixed_sizes: true, block_by_block: false, ..cpu.tactics };
+    let mut cases = vec![
+        Case { name: "cpu", target: cpu, tolerance: CPU },
+        Case { name: "cpu, run as a GPU is", target: Target { tactics: as_gpu, ..cpu }, tolerance: CPU },
+    ];
+    if let Some(cuda) = cuda() {
+        let graphs = Tactics { cuda_graphs: true, ..cuda.tactics };
+        cases.push(Case { name: "cuda", target: cuda, tolerance: CUDA });
+        cases.push(Case { name: "cuda graphs", target: Target { tactics: graphs, ..cuda }, tolerance: CUDA });
+    }
+    cases
+}
+
+/// The first CUDA device, if there is one.
+fn cuda() -> Option<Target> {
+    static FOUND: OnceLock<Option<Target>> = OnceLock::new();
+    *FOUND.get_or_init(|| {
+        let target = Target::from(Provider::Cuda(0));
+        let dir = tempfile::tempdir().unwrap();
+        match engine(Net::tiny(1).bundle(dir.path()), target) {
+            Ok(_) => Some(target),
+            Err(error) => {
+                let required = std::env::var("BLOCKDROP_REQUIRE_CUDA").is_ok_and(|value| value == "1");
+                assert!(!required, "BLOCKDROP_REQUIRE_CUDA=1, but: {error}");
+                eprintln!("skipped on CUDA: {error}");
+                None
+            }
+        }
+    })
+}
+
+fn engine(bundle: Bundle, target: Target) -> Result<Engine, EngineError> {
+    let paths = Arc::new(Paths::start(1 << 30).expect("a thread"));
+    Engine::new(Arc::new(bundle), runtime(), target, 2, paths, PathMetrics::default())
+}
+
+/// Runs an ONNX graph of one input and one output on the CPU in a plain session.
+fn reference(onnx: &[u8], side: usize, image: &[f32]) -> Vec<f32> {
+    let mut session = Session::builder(runtime().environment()).unwrap().commit_from_memory(onnx).unwrap();
+    let tensor = TensorRef::from_array_view(([1, 3, side, side], image)).unwrap();
+    let outputs = session.run(ort::inputs![tensor]).unwrap();
+    outputs["logits"].try_extract_tensor::<f32>().unwrap().1.to_vec()
+}
+
+fn assert_close(found: &[f32], expected: &[f32], tolerance: f32, what: &str) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    for (found_value, expected_value) in found.iter().zip(expected) {
+        let apart = (found_value - expected_value).abs();
+        assert!(apart <= tolerance * expected_value.abs().max(1.0), "{what}: {found:?} is not {expected:?}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 16, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever runs it, an image gets what the net without its dropped blocks gives: in mixtures of any masks, in groups
+    /// of one, by its path as one graph and without it, in batches of any size one after another.
+    #[test]
+    fn every_way_gives_the_logits_of_the_net_without_the_dropped_blocks(seed: u64, most in 1usize..10) {
+        let mut generator = ChaCha8Rng::seed_from_u64(seed);
+        let net = Net::random(&mut generator);
+        let side = net.side as usize;
+        let images = noise(seed, most, 3 * side * side);
+        // From nearly none to nearly all of the blocks, and both ends.
+        let keep: f64 = *[0.0, 0.1, 0.5, 0.9, 1.0].get(generator.random_range(0..5)).unwrap();
+        let masks: Vec<Mask> = images.iter().map(|_| Mask::from_fn(net.blocks(), |_| generator.random_bool(keep))).collect();
+        let expected: Vec<Vec<f32>> =
+            images.iter().zip(&masks).map(|(image, mask)| reference(&net.reference(mask), side, image)).collect();
+        for Case { name, target, tolerance } in cases() {
+            let dir = tempfile::tempdir().unwrap();
+            let engine = engine(net.bundle(dir.path()), target).unwrap();
+            // Large and small batches in turns, as shapes that were run before stay around.
+            for count in [most, 1, most.div_ceil(2), most] {
+                let mixture: Vec<(&Mask, &[f32])> =
+                    masks.iter().zip(&images).map(|(mask, image)| (mask, &**image)).take(count).collect();
+                for (at, logits) in engine.run_mixed(&mixture).into_iter().enumerate() {
+                    assert_close(&logits.unwrap(), &expected[at], tolerance, &format!("{name}: {at} of {count}, mixed"));
+                }
+                let group: Vec<&[f32]> = images.iter().map(|image| &**image).take(count).collect();
+                let of_first = |at: usize| reference(&net.reference(&masks[0]), side, &images[at]);
+                let alone = engine.run_blocks(&masks[0], &group).unwrap();
+                prop_assert!(engine.compile(&masks[0], count).unwrap(), "room for every path");
+                let ran = engine.run(&masks[0], &group);
+                prop_assert!(ran.compiled);
+                for (at, (blocks, fused)) in alone.iter().zip(ran.logits).enumerate() {
+                    let expected = of_first(at);
+                    assert_close(blocks, &expected, tolerance, &format!("{name}: {at} of {count}, not compiled"));
+                    assert_close(&fused.unwrap(), &expected, tolerance, &format!("{name}: {at} of {count}, compiled"));
+                }
+            }
+        }
+    }
+}
+
+/// Masks on real images are those that the CPU's logits decide, except where a logit lies at the threshold.
+#[test]
+fn the_policy_decides_as_on_the_cpu() {
+    let bundle = || Bundle::load(Path::new("models/cifar10-resnet32/1")).unwrap();
+    let input = bundle().manifest.input;
+    let mut files: Vec<_> = std::fs::read_dir("samples").unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.retain(|file| file.extension().is_some_and(|extension| extension != "md"));
+    files.sort();
+    let images: Vec<Vec<f32>> = files
+        .iter()
+        .map(|file| preprocess(&decode(&std::fs::read(file).unwrap(), MAX_PIXELS).unwrap(), &input))
+        .collect();
+    assert!(images.len() >= 5, "{files:?}");
+    let [first, others @ ..] = &*cases() else { unreachable!("there is a CPU") };
+    let cpu = engine(bundle(), first.target).unwrap();
+    let logits: Vec<Vec<f32>> = images.iter().map(|image| cpu.policy_logits(&[image]).unwrap().remove(0)).collect();
+    for &Case { name, target, tolerance } in others {
+        let engine = engine(bundle(), target).unwrap();
+        let selection = Choice::default().check(engine.costs(), 0.5).unwrap();
+        let requests: Vec<Image<'_>> =
+            images.iter().map(|pixels| Image { pixels, selection: &selection, index: 0 }).collect();
+        for ((answer, logits), file) in engine.classify(&requests).into_iter().zip(&logits).zip(&files) {
+            for (block, (keep, &logit)) in answer.unwrap().mask.iter().zip(logits).enumerate() {
+                let sure = logit.abs() > tolerance * logit.abs().max(1.0);
+                assert!(!sure || keep == (logit >= 0.0), "{name}: block {block} of {}, {logit}", file.display());
+            }
+        }
+    }
+}
+
+/// After measuring, images of several masks get what each gets alone, whether they run together or not.
+#[test]
+fn what_was_measured_changes_no_answer() {
+    let net = Net { segments: vec![4, 4, 4], ..Net::tiny(3) };
+    let images = noise(9, 12, 3 * 16 * 16);
+    let masks: Vec<Mask> = (0..12).map(|at| Mask::from_fn(12, |block| (block + at) % 3 != 0)).collect();
+    for Case { name, target, tolerance } in cases() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = engine(net.bundle(dir.path()), target).unwrap();
+        engine.measure(16).unwrap();
+        let groups: Vec<(&Mask, usize)> = masks.iter().map(|mask| (mask, 1)).collect();
+        let together = engine.together(&groups);
+        assert_eq!(together[0], 0, "{name}");
+        assert!(together.is_sorted_by(|left, right| left < right) && together.len() <= 12, "{name}: {together:?}");
+        assert!(engine.mixes() || together.len() == 1, "{name}");
+        let mixture: Vec<(&Mask, &[f32])> = masks.iter().zip(&images).map(|(mask, image)| (mask, &**image)).collect();
+        for (at, logits) in engine.run_mixed(&mixture).into_iter().enumerate() {
+            let expected = reference(&net.reference(&masks[at]), 16, &images[at]);
+            assert_close(&logits.unwrap(), &expected, tolerance, name);
+        }
+    }
+}
