@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use arbitrary::{Arbitrary, Unstructured};
-use blockdrop::bundle::{Bundle, fuzzing, join, sha256_hex};
+use blockdrop::bundle::{Bundle, fuzzing, join, mix, sha256_hex};
 use blockdrop::policy::Mask;
 use blockdrop_testkit::{Kind, Net, Shortcut};
 use serde_json::{Value, json};
@@ -102,6 +102,8 @@ fn check(bundle: &Bundle) {
         assert_eq!(parts.iter().map(|part| part.flops).sum::<u64>(), costs.executed(&mask));
         crate::join::check(&parts, &join(&parts).expect("the parts of a path"));
     }
+    let mixed = mix(bundle).expect("the parts of a path");
+    crate::join::once(mixed.graph.as_ref().expect("a graph"));
 }
 
 /// `input` is the `bundle.json` beside the files of a bundle.

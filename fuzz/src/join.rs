@@ -160,7 +160,7 @@ pub(crate) fn check(parts: &[&Graph], joined: &ModelProto) -> Graph {
 }
 
 /// Every value is made once, before it is used.
-fn once(graph: &GraphProto) {
+pub(crate) fn once(graph: &GraphProto) {
     let mut made = HashSet::new();
     let inputs = graph.input.iter().map(|value| value.name());
     for name in inputs.chain(graph.initializer.iter().map(|tensor| tensor.name())) {
