@@ -357,7 +357,6 @@ fn everything_wrong_is_reported_at_once() {
     }
     for (args, part) in [
         (&["serve", "--no-such-flag"][..], "--no-such-flag"),
-        (&["serve", "--cuda-graphs"], "--cuda-graphs: found with --provider cpu, expected cuda or cuda:N beside it"),
         (&["classify"], "IMAGES"),
         (&["evaluate", "bundle"], "--data"),
         (&["bench", "bundle"], "--images"),

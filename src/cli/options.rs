@@ -9,7 +9,6 @@ use blockdrop::engine::{Engine, PathMetrics, Paths, Provider, Runtime, Target};
 use blockdrop::policy::{Choice, PATHS};
 use blockdrop::registry;
 use clap::Args;
-use clap::builder::BoolishValueParser;
 
 use super::Failure;
 use super::checked::{Checked, Problems};
@@ -21,10 +20,6 @@ pub(crate) struct RunOn {
     /// What the graphs run on: cpu, cuda or cuda:N. A provider that cannot be had is an error, never a run on another.
     #[arg(long, env = "BLOCKDROP_PROVIDER", default_value = "cpu")]
     provider: Checked<Provider>,
-
-    /// Capture compiled paths as CUDA graphs: one launch for all their kernels.
-    #[arg(long, env = "BLOCKDROP_CUDA_GRAPHS", value_parser = BoolishValueParser::new())]
-    cuda_graphs: bool,
 
     /// Worker threads, each with one thread of ONNX Runtime [default: the cores this process may use].
     #[arg(long, env = "BLOCKDROP_WORKERS")]
@@ -46,14 +41,7 @@ pub(crate) struct Running {
 impl RunOn {
     pub(crate) fn check(self, problems: &mut Problems) -> Option<Running> {
         let provider = problems.take("--provider", "cpu, cuda or cuda:N", self.provider, |_| true);
-        let target = provider.map(|provider| {
-            if self.cuda_graphs && provider == Provider::Cpu {
-                problems.note("--cuda-graphs: found with --provider cpu, expected cuda or cuda:N beside it");
-            }
-            let mut target = Target::from(provider);
-            target.tactics.cuda_graphs = self.cuda_graphs;
-            target
-        });
+        let target = provider.map(Target::from);
         let workers = match self.workers {
             // Follows the cgroup's quota and the CPU affinity.
             None => Some(std::thread::available_parallelism().map_or(1, NonZero::get)),

@@ -34,6 +34,11 @@ impl Mixed {
         let counts = Tensor::from_array(([counts.len()], counts))?;
         self.bound.run_with(&pixels, &[(ROWS, rows), (COUNTS, counts)])
     }
+
+    /// Forgets what blocks needed in runs that were no traffic.
+    pub(super) fn begin_anew(&mut self) {
+        self.rows.steady = self.rows.steady.take().map(|steady| Steady::new(steady.size, self.rows.blocks));
+    }
 }
 
 /// Which images of a batch each block runs on.
@@ -53,12 +58,11 @@ struct Steady {
 }
 
 /// Runs after which a block gets less room, where it needed less in all of them.
-const PERIOD: u32 = 1000;
+const PERIOD: u32 = 100;
 
 impl Rows {
     fn new(blocks: usize, size: Option<usize>) -> Self {
-        let steady = size.map(|size| Steady { size, room: vec![0; blocks], needed: vec![0; blocks], runs: 0 });
-        Self { steady, blocks }
+        Self { steady: size.map(|size| Steady::new(size, blocks)), blocks }
     }
 
     /// The positions of the images that keep each block, block after block, and how many these are of each.
@@ -81,6 +85,10 @@ impl Rows {
 }
 
 impl Steady {
+    fn new(size: usize, blocks: usize) -> Self {
+        Self { size, room: vec![0; blocks], needed: vec![0; blocks], runs: 0 }
+    }
+
     /// Gives each block room for its rows.
     fn fit(&mut self, kept: &[Vec<i64>]) {
         let step = (self.size / 8).max(1);

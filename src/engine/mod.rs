@@ -188,6 +188,7 @@ impl Engine {
             let path = || format!("the path {mask} of stem, blocks, shortcuts and head");
             sound(self.run_blocks(&mask, &[&zeros])?, path)?;
         }
+        self.mixed.each(Mixed::begin_anew);
         Ok(())
     }
 
@@ -210,6 +211,8 @@ impl Engine {
             let size = self.tactics.sizes().of(images);
             let mut seconds = [[0.0; 2]; 3];
             for (at, mask) in masks.iter().enumerate() {
+                // A mask's own shapes, not those of the one before.
+                self.mixed.each(Mixed::begin_anew);
                 let mut fused = self.source.fuse(mask, size)?;
                 let mixture: Vec<(&Mask, &[f32])> = batch.iter().map(|image| (mask, *image)).collect();
                 seconds[0][at] = shortest(|| fused.run(mask, &batch).map(drop))?;
@@ -227,6 +230,7 @@ impl Engine {
         let [fused, blocks, mixed] = measured.map(|points| Curve::new(&points, flops));
         let speeds = Speeds { fused, blocks, mixed, sizes: self.tactics.sizes() };
         let ever = speeds.ever(&self.costs, most);
+        self.mixed.each(Mixed::begin_anew);
         if self.blocks.is_some() && !ever {
             self.mixed.clear();
             heap::trim();

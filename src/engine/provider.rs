@@ -127,6 +127,9 @@ fn lacking(reason: &str) -> String {
         .split_once("cannot open shared object file")
         .and_then(|(before, _)| before.rsplit_once("error: ").map(|(_, name)| name.trim_end_matches([':', ' '])));
     if let Some(library) = library {
+        if library.contains("libonnxruntime_providers") {
+            return format!("{library} is not there, expected it beside ONNX Runtime's library, of the same build");
+        }
         if library.starts_with("libcuda.so") {
             return format!("{library} is not there, expected NVIDIA's driver, which has it, and a GPU");
         }
@@ -136,8 +139,8 @@ fn lacking(reason: &str) -> String {
         );
     }
     if reason.contains("not enabled in this build") {
-        return "this library of ONNX Runtime has no CUDA, expected its build for GPUs, which `make serve PROVIDER=cuda` and the \
-                image `cuda` have and `scripts/fetch-onnxruntime cuda` fetches"
+        return "this library of ONNX Runtime has no CUDA, expected its build for GPUs in ORT_DYLIB_PATH: without that variable \
+                `make serve PROVIDER=cuda` fetches it, and the image `cuda` has it"
             .to_owned();
     }
     // From its own sources' place on, up to its kind of error.

@@ -89,7 +89,7 @@ pub(super) struct Speeds {
 }
 
 /// What running together has to save at least: estimates are not exact, and whoever waits alone is answered sooner.
-const WORTH: f64 = 0.95;
+const WORTH: f64 = 0.9;
 
 impl Speeds {
     /// Which of `groups` run together with the first: their positions, in ascending order, 0 first. Those go along that cost
@@ -158,7 +158,9 @@ impl<'s> Mixture<'s> {
             .zip(group.mask.iter())
             .map(|((block, &rows), keep)| curve.blocks(if keep { rows + group.images } else { rows }, block.kept));
         let images = self.images + group.images;
-        curve.base(self.speeds.sizes.with_spare(images).unwrap_or(images)) + blocks.sum::<f64>()
+        // Measured for half of what a session with a row to spare is made for.
+        let filled = self.speeds.sizes.with_spare(images).map_or(images, |size| size / 2);
+        curve.base(filled) + blocks.sum::<f64>()
     }
 
     fn add(&mut self, group: &Group<'_>) {
@@ -250,6 +252,23 @@ mod tests {
         };
         assert_eq!(together(&cheap, &[("1000", 1), ("0100", 1), ("0010", 1)]), [0]);
         assert!(!cheap.ever(&costs(4), 64));
+    }
+
+    #[test]
+    fn batches_of_fixed_sizes_cost_what_they_are_filled_up_to() {
+        let speeds = Speeds {
+            fused: curve(0.0, 1.0, 0.0, 4),
+            blocks: curve(0.0, 1.0, 0.0, 4),
+            mixed: curve(0.0, 1.0, 0.0, 4),
+            sizes: Sizes::Powers,
+        };
+        let costs = costs(4);
+        let mask = mask("0000");
+        let group = |images| Group { mask: &mask, images, compiled: true };
+        assert_eq!([1, 5, 8].map(|images| speeds.alone(&costs, &group(images))), [1.0, 8.0, 8.0]);
+        // Each with a row to spare: sessions of 2, 8, 16 and 128 were measured with 1, 4, 8 and 64 images.
+        let mixed = |images| Mixture::new(&speeds, &costs).with(&group(images));
+        assert_eq!([1, 5, 8, 64].map(mixed), [1.0, 4.0, 8.0, 64.0]);
     }
 
     proptest! {

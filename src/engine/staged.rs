@@ -6,8 +6,8 @@ use ort::value::Tensor;
 
 use super::provider::Provider;
 
-/// On a GPU the host's side is pinned memory, which is copied from and to without another copy in between. Both sides stay
-/// where they are for as long as it lives.
+/// On a GPU the host's side is pinned memory. Both sides stay where they are for as long as it lives. `ort` copies by a session
+/// of its own, one tensor at a time.
 pub(super) struct Staged {
     host: Tensor<f32>,
     device: Option<Tensor<f32>>,

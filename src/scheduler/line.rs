@@ -155,7 +155,10 @@ impl<K: Kind, T: Waits> Line<K, T> {
         }
         let mut groups = vec![(kind, own)];
         for (_, other) in self.heads.range((stage, Place::FIRST)..).take_while(|((found, _), _)| *found == stage) {
-            if left > 0 && other != kind && kind.mixes(other) {
+            if left == 0 {
+                break;
+            }
+            if other != kind && kind.mixes(other) {
                 let own = size(other, left);
                 groups.push((other, own));
                 left -= own;

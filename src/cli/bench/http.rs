@@ -107,9 +107,6 @@ fn start(models: &Path, running: &Running) -> anyhow::Result<Started> {
         "json",
     ]);
     command.args(["--provider", &running.target.provider.to_string(), "--workers", &running.workers.to_string()]);
-    if running.target.tactics.cuda_graphs {
-        command.arg("--cuda-graphs");
-    }
     command.args(["--warm-up", "60s"]).arg("--models").arg(models);
     if let Some(library) = &running.onnxruntime {
         command.arg("--onnxruntime").arg(library);
