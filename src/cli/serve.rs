@@ -181,7 +181,11 @@ pub(crate) fn run(options: Options, problems: Problems) -> Result<(), Failure> {
 /// The threads that serve. The workers are started by this thread, and stay as it is.
 #[cfg_attr(not(target_os = "linux"), allow(unused_variables, reason = "elsewhere a thread has no niceness of its own"))]
 fn serving(nice: u8) -> std::io::Result<tokio::runtime::Runtime> {
+    // Looked for after so many turns of tasks: connections that always have more to read take long turns, and a new one, such as
+    // a probe's, needs several looks.
+    const EVENTS: u32 = 4;
     let mut threads = tokio::runtime::Builder::new_multi_thread();
+    threads.event_interval(EVENTS).global_queue_interval(EVENTS);
     #[cfg(target_os = "linux")]
     if nice > 0 {
         use rustix::process::{getpriority_process, setpriority_process};
