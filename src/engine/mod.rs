@@ -205,15 +205,19 @@ impl Engine {
         let flops = self.costs.blocks.iter().map(|block| block.kept).sum();
         let image: Vec<f32> = (0..self.source.zeros().len()).map(|at| (at as f32 * 0.618).fract() - 0.5).collect();
         let mut measured = [Vec::new(), Vec::new(), Vec::new()];
+        let (mut made_for, mut fused) = (None, Vec::new());
         let mut images = 1;
         while images <= most {
             let batch = vec![&*image; images];
             let size = self.tactics.sizes().of(images);
+            if made_for != Some(size) {
+                fused = masks.iter().map(|mask| self.source.fuse(mask, size)).collect::<Result<_, _>>()?;
+                made_for = Some(size);
+            }
             let mut seconds = [[0.0; 2]; 3];
-            for (at, mask) in masks.iter().enumerate() {
+            for (at, (mask, fused)) in masks.iter().zip(&mut fused).enumerate() {
                 // A mask's own shapes, not those of the one before.
                 self.mixed.each(Mixed::begin_anew);
-                let mut fused = self.source.fuse(mask, size)?;
                 let mixture: Vec<(&Mask, &[f32])> = batch.iter().map(|image| (mask, *image)).collect();
                 seconds[0][at] = shortest(|| fused.run(mask, &batch).map(drop))?;
                 seconds[1][at] = shortest(|| self.run_blocks(mask, &batch).map(drop))?;
