@@ -10,7 +10,7 @@ use super::checked::{Checked, Problems};
 pub(crate) struct Connections {
     /// Connections to the HTTP listener and to the gRPC listener, at most so many each; beyond it HTTP/1 is answered with 503,
     /// HTTP/2 and gRPC are told to go away. The admin listener has 64 of its own. Beside the bodies of --max-bodies-bytes and
-    /// its answers a connection may hold up to 400 KiB over HTTP/1, and over HTTP/2 1 MiB and 16 KiB for each of up to 200
+    /// its answers a connection may hold up to 400 KiB over HTTP/1, and over HTTP/2 1 MiB and 16 KiB for each of up to 100
     /// requests.
     #[arg(long, env = "BLOCKDROP_MAX_CONNECTIONS", default_value = "1024")]
     max_connections: Checked<usize>,

@@ -109,7 +109,7 @@ mod cost {
     pub(super) const HTTP1_BYTES: usize = 400 << 10;
     /// Of all its streams.
     pub(super) const HTTP2_UNREAD_BYTES: u32 = 1 << 20;
-    pub(super) const HTTP2_STREAMS: u32 = 200;
+    pub(super) const HTTP2_STREAMS: u32 = 100;
     /// Streams that end before their body was read, over a connection's life: requests that are refused, which an honest
     /// client may have many of. A client that provokes them has no more at work at once for that.
     pub(super) const HTTP2_REFUSED: usize = 1 << 20;
