@@ -11,6 +11,7 @@ use common::raw::{Raw, head};
 use common::server::{Server, answered, parts};
 use common::{contains, heavy, models, picture, png, put};
 use image::ImageFormat;
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use tonic::transport::Endpoint;
 
@@ -112,4 +113,17 @@ async fn limits_of_no_model_are_told_and_wait_for_it() {
     answered(server.client.post(server.admin_url("/v2/repository/models/new/load")).send().await.unwrap()).await;
     let config = answered(server.get("/v2/models/new/config").await).await;
     assert_eq!(config["max_batch_size"], 3);
+}
+
+#[tokio::test]
+async fn limits_above_the_servers_are_told() {
+    let dir = models("one", &Net::tiny(5));
+    let flags = ["--request-timeout", "1s", "--model-limit", "one:batch=2,timeout=1h"];
+    let mut server = Server::start(dir.path(), &flags);
+    server.signal(Signal::TERM);
+    server.ended();
+    let log = server.log();
+    let told: Vec<&Value> = log.iter().filter(|line| line["level"] == "WARN").collect();
+    let expected = "--model-limit: its timeout is above --request-timeout, which holds for it too";
+    assert!(matches!(*told, [only] if only["message"] == expected && only["model"] == "one"), "{told:?}");
 }

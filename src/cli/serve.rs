@@ -223,6 +223,11 @@ fn exit_at_once(code: i32) -> ! {
     signal_hook::low_level::exit(code)
 }
 
+/// Whether a model's own limit is more than the server's.
+fn above<T: PartialOrd>(own: Option<T>, most: Option<T>) -> bool {
+    own.zip(most).is_some_and(|(own, most)| own > most)
+}
+
 impl Options {
     /// The settings, or everything that is wrong with the options.
     fn check(self, mut problems: Problems) -> Result<Settings, Usage> {
@@ -303,6 +308,16 @@ impl Options {
         let fits =
             |time: &humantime::Duration| (Duration::from_millis(1)..=Duration::from_secs(86_400)).contains(&**time);
         let time = problems.take("--request-timeout", TIME, self.request_timeout, fits);
+        for (name, limits) in &named {
+            let own = [
+                ("queue", "--max-queue", above(limits.queue, max_queue)),
+                ("batch", "--max-batch", above(limits.batch, max_batch)),
+                ("timeout", "--request-timeout", above(limits.time, time.map(|time| *time))),
+            ];
+            for (limit, flag, _) in own.into_iter().filter(|(_, _, above)| *above) {
+                tracing::warn!(model = name, "--model-limit: its {limit} is above {flag}, which holds for it too");
+            }
+        }
         let at_most_a_day = |time: &humantime::Duration| **time <= Duration::from_secs(86_400);
         let warm_up = problems.take("--warm-up", "a time from 0s to 1day such as 500ms", self.warm_up, at_most_a_day);
         let drain = problems.take("--drain-timeout", TIME, self.drain_timeout, fits);
