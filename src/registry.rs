@@ -332,6 +332,9 @@ impl Loader {
         let (paths, counts) = (Arc::clone(paths), metrics.paths.clone());
         let engine = Engine::new(Arc::new(bundle), self.runtime, *target, *workers, paths, counts)
             .map_err(|reason| RegistryError::Engine { dir, reason })?;
+        engine
+            .prepare(*max_batch)
+            .map_err(|reason| RegistryError::Engine { dir: engine.bundle().dir.clone(), reason })?;
         if let Err(error) = engine.measure(*max_batch) {
             tracing::warn!(model = name, version, %error, "images of different masks never run together");
         }

@@ -18,8 +18,9 @@ pub const COUNTS: &str = "blockdrop.counts";
 /// them back; the others get the block's shortcut.
 ///
 /// Its inputs are the stem's (`[N, C, H, W]`), [`ROWS`], int64 `[R, 1]`: for each block after the other, the positions in
-/// the batch of the images that keep it; and [`COUNTS`], int64 `[K]`: how many these are. Its output is the head's. A
-/// position may come several times: such an image is computed as often, to the same result.
+/// the batch of the images that keep it, and behind them at least one that nobody takes, since not every provider splits
+/// nothing; and [`COUNTS`], int64 `[K + 1]`: how many these are. Its output is the head's. A position may come several
+/// times: such an image is computed as often, to the same result.
 ///
 /// # Errors
 /// Different versions of one operator set.
@@ -29,11 +30,12 @@ pub fn mix(bundle: &Bundle) -> Result<ModelProto, JoinError> {
     let images = border(&bundle.stem);
     mixed.input(images.clone());
     mixed.input(integers(ROWS, vec![dimension::Value::DimParam("rows".to_owned()), dimension::Value::DimValue(1)]));
-    mixed.input(integers(COUNTS, vec![dimension::Value::DimValue(count as i64)]));
+    mixed.input(integers(COUNTS, vec![dimension::Value::DimValue(count as i64 + 1)]));
     let rows: Vec<String> = (0..count).map(|index| format!("{index}/rows")).collect();
     let mut carried = mixed.add(&bundle.stem, "stem/".to_owned(), images.name(), None)?;
     let split = mixed.operator("Split", &[ROWS, COUNTS], "split");
     split.output.clone_from(&rows);
+    split.output.push("untaken".to_owned());
     split.attribute.push(AttributeProto::of_int("axis", 0));
     for (index, (Block { kept, shortcut, .. }, rows)) in bundle.blocks.iter().zip(&rows).enumerate() {
         let name = |what: &str| format!("{index}/{what}");

@@ -5,6 +5,7 @@ use prost::Message;
 
 use super::error::EngineError;
 use super::session::{Bound, Sessions};
+use super::sizes::step;
 use crate::bundle::{Bundle, COUNTS, ROWS, mix};
 use crate::policy::Mask;
 
@@ -25,8 +26,8 @@ impl Mixed {
     /// Class logits, `[C]`, of each image through the blocks of its mask.
     ///
     /// # Panics
-    /// An image is not of the model's input size, a mask not as long as there are blocks, or there is no row to spare where
-    /// the size is fixed.
+    /// An image is not of the model's input size, a mask not as long as there are blocks, or there are more images than the
+    /// size, where that is fixed.
     pub(super) fn run(&mut self, images: &[(&Mask, &[f32])]) -> Result<Vec<Vec<f32>>, EngineError> {
         let (masks, pixels): (Vec<&Mask>, Vec<&[f32]>) = images.iter().copied().unzip();
         let (rows, counts) = self.rows.of(&masks);
@@ -43,8 +44,9 @@ impl Mixed {
 
 /// Which images of a batch each block runs on.
 struct Rows {
-    /// Where the shapes of one run are to be those of the next: how many rows each block gets, filled up with the row behind
-    /// the images, of which nobody wants the result.
+    /// Where the shapes of one run are to be those of the next: how many rows each block gets. Filled up with the row behind
+    /// the images, of which nobody wants the result; or in a batch without one, where anybody keeps the block, with one of
+    /// those again.
     steady: Option<Steady>,
     blocks: usize,
 }
@@ -65,7 +67,8 @@ impl Rows {
         Self { steady: size.map(|size| Steady::new(size, blocks)), blocks }
     }
 
-    /// The positions of the images that keep each block, block after block, and how many these are of each.
+    /// The positions of the images that keep each block, block after block, and how many these are of each; and behind them
+    /// one that no block takes.
     fn of(&mut self, masks: &[&Mask]) -> (Vec<i64>, Vec<i64>) {
         assert!(masks.iter().all(|mask| mask.len() == self.blocks), "a mask has a bit for each block");
         let mut kept = vec![Vec::new(); self.blocks];
@@ -73,12 +76,16 @@ impl Rows {
             mask.iter().zip(&mut kept).filter(|(keep, _)| *keep).for_each(|(_, rows)| rows.push(row as i64));
         }
         if let Some(steady) = &mut self.steady {
-            assert!(masks.len() < steady.size, "{} images leave no row of {}", masks.len(), steady.size);
+            assert!(masks.len() <= steady.size, "{} images are more than {}", masks.len(), steady.size);
             steady.fit(&kept);
+            let spare = (masks.len() < steady.size).then_some(masks.len() as i64);
             for (rows, &room) in kept.iter_mut().zip(&steady.room) {
-                rows.resize(room, masks.len() as i64);
+                if let Some(filling) = spare.or(rows.first().copied()) {
+                    rows.resize(room, filling);
+                }
             }
         }
+        kept.push(vec![0]);
         let counts = kept.iter().map(|rows| rows.len() as i64).collect();
         (kept.concat(), counts)
     }
@@ -91,7 +98,7 @@ impl Steady {
 
     /// Gives each block room for its rows.
     fn fit(&mut self, kept: &[Vec<i64>]) {
-        let step = (self.size / 8).max(1);
+        let step = step(self.size);
         let rounded = |rows: usize| rows.next_multiple_of(step);
         for (needed, rows) in self.needed.iter_mut().zip(kept) {
             *needed = rounded(rows.len()).max(*needed);
@@ -121,26 +128,38 @@ mod tests {
     #[test]
     fn each_block_gets_the_images_that_keep_it() {
         let mut rows = Rows::new(3, None);
-        assert_eq!(of(&mut rows, &["101", "001", "100"]), (vec![0, 2, 0, 1], vec![2, 0, 2]));
-        assert_eq!(of(&mut rows, &["000"]), (vec![], vec![0, 0, 0]));
+        assert_eq!(of(&mut rows, &["101", "001", "100"]), (vec![0, 2, 0, 1, 0], vec![2, 0, 2, 1]));
+        assert_eq!(of(&mut rows, &["000"]), (vec![0], vec![0, 0, 0, 1]));
     }
 
     #[test]
     fn shapes_stay_until_a_block_needs_more_rows_or_has_needed_less_for_long() {
         let mut rows = Rows::new(3, Some(8));
-        assert_eq!(of(&mut rows, &["101", "001"]), (vec![0, 0, 1], vec![1, 0, 2]));
-        assert_eq!(of(&mut rows, &["001"]), (vec![1, 0, 1], vec![1, 0, 2]), "the row behind the images fills up");
-        assert_eq!(of(&mut rows, &["010", "110"]), (vec![1, 0, 1, 2, 2], vec![1, 2, 2]));
+        assert_eq!(of(&mut rows, &["101", "001"]), (vec![0, 0, 1, 0], vec![1, 0, 2, 1]));
+        assert_eq!(of(&mut rows, &["001"]), (vec![1, 0, 1, 0], vec![1, 0, 2, 1]), "the row behind the images fills up");
+        assert_eq!(of(&mut rows, &["010", "110"]), (vec![1, 0, 1, 2, 2, 0], vec![1, 2, 2, 1]));
         for _ in 0..2 * PERIOD {
             of(&mut rows, &["001"]);
         }
-        assert_eq!(of(&mut rows, &["001"]), (vec![0], vec![0, 0, 1]));
+        assert_eq!(of(&mut rows, &["001"]), (vec![0, 0], vec![0, 0, 1, 1]));
+    }
+
+    #[test]
+    fn a_full_batch_fills_up_with_rows_that_keep_the_block() {
+        let mut rows = Rows::new(2, Some(4));
+        assert_eq!(of(&mut rows, &["10", "10", "11"]), (vec![0, 1, 2, 2, 0], vec![3, 1, 1]));
+        assert_eq!(
+            of(&mut rows, &["00", "10", "00", "10"]),
+            (vec![1, 3, 1, 0], vec![3, 0, 1]),
+            "a block of none has none"
+        );
+        assert_eq!(of(&mut rows, &["00"; 4]), (vec![0], vec![0, 0, 1]));
     }
 
     #[test]
     fn rooms_are_eighths_of_the_size() {
         let mut rows = Rows::new(1, Some(32));
-        assert_eq!(of(&mut rows, &["1"; 9]).1, [12]);
-        assert_eq!(of(&mut rows, &["1"; 31]).1, [32]);
+        assert_eq!(of(&mut rows, &["1"; 9]).1, [12, 1]);
+        assert_eq!(of(&mut rows, &["1"; 32]).1, [32, 1]);
     }
 }

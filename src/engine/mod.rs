@@ -181,14 +181,46 @@ impl Engine {
         Ok(policy)
     }
 
+    /// The masks that drop and that keep every block.
+    fn ends(&self) -> [Mask; 2] {
+        let width = self.bundle.blocks.len();
+        [Mask::from_fn(width, |_| false), Mask::full(width)]
+    }
+
     /// Every graph has run once before the first image of a client, to values that are numbers.
     fn first_run(&self) -> Result<(), EngineError> {
-        let (zeros, width) = (self.source.zeros(), self.bundle.blocks.len());
-        for mask in [Mask::from_fn(width, |_| false), Mask::full(width)] {
+        let zeros = self.source.zeros();
+        for mask in self.ends() {
             let path = || format!("the path {mask} of stem, blocks, shortcuts and head");
             sound(self.run_blocks(&mask, &[&zeros])?, path)?;
         }
         self.mixed.each(Mixed::begin_anew);
+        Ok(())
+    }
+
+    /// Makes what runs batches of up to `most` images, for every thread, where sessions are of one size each: none is made
+    /// then while images wait, but for paths to be compiled.
+    ///
+    /// # Errors
+    /// ONNX Runtime refuses a graph.
+    pub fn prepare(&self, most: usize) -> Result<(), EngineError> {
+        let sizes = self.tactics.sizes();
+        let mut images = 1;
+        while let Some(size) = sizes.of(images)
+            && images < 2 * most
+        {
+            let zeros = self.source.zeros();
+            self.policies.fill(Some(size), self.source.threads(), || self.make_policy(Some(size)))?;
+            let mixed = || -> Result<Mixed, EngineError> {
+                let mut mixed = self.make_mixed(Some(size))?;
+                // The first run is slower than those after it.
+                self.ends().iter().try_for_each(|mask| mixed.run(&[(mask, &*zeros)]).map(drop))?;
+                mixed.begin_anew();
+                Ok(mixed)
+            };
+            self.mixed.fill(Some(size), self.source.threads(), mixed)?;
+            images = 2 * size;
+        }
         Ok(())
     }
 
@@ -200,8 +232,7 @@ impl Engine {
     pub fn measure(&self, most: usize) -> Result<(), EngineError> {
         // A run beyond it says enough of the longer ones.
         const LONG: f64 = 0.1;
-        let width = self.bundle.blocks.len();
-        let masks = [Mask::from_fn(width, |_| false), Mask::full(width)];
+        let masks = self.ends();
         let flops = self.costs.blocks.iter().map(|block| block.kept).sum();
         let image: Vec<f32> = (0..self.source.zeros().len()).map(|at| (at as f32 * 0.618).fract() - 0.5).collect();
         let mut measured = [Vec::new(), Vec::new(), Vec::new()];
@@ -220,8 +251,11 @@ impl Engine {
                 self.mixed.each(Mixed::begin_anew);
                 let mixture: Vec<(&Mask, &[f32])> = batch.iter().map(|image| (mask, *image)).collect();
                 seconds[0][at] = shortest(|| fused.run(mask, &batch).map(drop))?;
-                seconds[1][at] = shortest(|| self.run_blocks(mask, &batch).map(drop))?;
                 seconds[2][at] = shortest(|| self.mix(&mixture).map(drop))?;
+                seconds[1][at] = match self.blocks.as_ref() {
+                    Some(mut blocks) => shortest(|| (&mut blocks).run(mask, &batch).map(drop))?,
+                    None => seconds[2][at],
+                };
             }
             for (points, [base, full]) in measured.iter_mut().zip(seconds) {
                 points.push((images, base, full));
@@ -314,9 +348,12 @@ impl Engine {
     /// # Panics
     /// As of [`run_blocks`](Self::run_blocks).
     fn mix(&self, images: &[(&Mask, &[f32])]) -> Result<Vec<Vec<f32>>, EngineError> {
-        let size = self.tactics.sizes().with_spare(images.len());
-        let make = || Mixed::new(&self.bundle, &self.sessions, size);
-        self.mixed.lend(size, make, |mixed| mixed.run(images))
+        let size = self.tactics.sizes().of(images.len());
+        self.mixed.lend(size, || self.make_mixed(size), |mixed| mixed.run(images))
+    }
+
+    fn make_mixed(&self, size: Option<usize>) -> Result<Mixed, EngineError> {
+        Mixed::new(&self.bundle, &self.sessions, size)
     }
 
     /// Compiles the path of `mask` into one graph, for batches of as many images as given where each size has its own, unless

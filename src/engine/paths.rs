@@ -101,6 +101,11 @@ impl Source {
         Ok(fused)
     }
 
+    /// Threads that may run a path at once.
+    pub(super) fn threads(&self) -> usize {
+        self.most
+    }
+
     /// An image of zeros.
     pub(super) fn zeros(&self) -> Vec<f32> {
         vec![0.0; self.image as usize / size_of::<f32>()]

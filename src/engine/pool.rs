@@ -31,6 +31,17 @@ impl<T> Pool<T> {
         result
     }
 
+    /// Makes as many more for `size` as are missing of `count` that are idle.
+    ///
+    /// # Errors
+    /// As of `make`.
+    pub(super) fn fill<E>(&self, size: Option<usize>, count: usize, make: impl Fn() -> Result<T, E>) -> Result<(), E> {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).get(&size).map_or(0, Vec::len);
+        let made = (idle..count).map(|_| make()).collect::<Result<_, _>>()?;
+        self.put(size, made);
+        Ok(())
+    }
+
     pub(super) fn put(&self, size: Option<usize>, all: Vec<T>) {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).entry(size).or_default().extend(all);
     }

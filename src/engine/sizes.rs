@@ -19,10 +19,16 @@ impl Sizes {
         }
     }
 
-    /// As [`of`](Self::of), where one row more than the images is needed.
-    pub(super) fn with_spare(self, images: usize) -> Option<usize> {
-        self.of(images + 1)
+    /// What a session for `images` images runs some of them as: in steps of an eighth of its size, where that is fixed, so that
+    /// there are few shapes.
+    pub(super) fn rows(self, images: usize, rows: usize) -> usize {
+        self.of(images).map_or(rows, |size| rows.next_multiple_of(step(size)))
     }
+}
+
+/// Rows that are added to a shape at a time, in a session of that `size`.
+pub(super) fn step(size: usize) -> usize {
+    (size / 8).max(1)
 }
 
 #[cfg(test)]
@@ -32,7 +38,7 @@ mod tests {
     #[test]
     fn sizes_hold_the_images_and_are_few() {
         assert_eq!([1, 2, 3, 8, 9].map(|images| Sizes::Powers.of(images).unwrap()), [1, 2, 4, 8, 16]);
-        assert_eq!([1, 7, 8].map(|images| Sizes::Powers.with_spare(images).unwrap()), [2, 8, 16]);
-        assert_eq!((Sizes::Any.of(9), Sizes::Any.with_spare(9)), (None, None));
+        assert_eq!([0, 1, 2, 3].map(|rows| Sizes::Powers.rows(15, rows)), [0, 2, 2, 4]);
+        assert_eq!((Sizes::Any.of(9), Sizes::Any.rows(9, 3)), (None, 3));
     }
 }

@@ -149,18 +149,17 @@ impl<'s> Mixture<'s> {
 
     /// Seconds with `group` too.
     fn with(&self, group: &Group<'_>) -> f64 {
-        let curve = &self.speeds.mixed;
+        let Speeds { mixed: curve, sizes, .. } = self.speeds;
+        let images = self.images + group.images;
         let blocks = self
             .costs
             .blocks
             .iter()
             .zip(&self.rows)
             .zip(group.mask.iter())
-            .map(|((block, &rows), keep)| curve.blocks(if keep { rows + group.images } else { rows }, block.kept));
-        let images = self.images + group.images;
-        // Measured for half of what a session with a row to spare is made for.
-        let filled = self.speeds.sizes.with_spare(images).map_or(images, |size| size / 2);
-        curve.base(filled) + blocks.sum::<f64>()
+            .map(|((block, &rows), keep)| (block, if keep { rows + group.images } else { rows }))
+            .map(|(block, rows)| curve.blocks(sizes.rows(images, rows), block.kept));
+        curve.base(sizes.of(images).unwrap_or(images)) + blocks.sum::<f64>()
     }
 
     fn add(&mut self, group: &Group<'_>) {
@@ -266,9 +265,13 @@ mod tests {
         let mask = mask("0000");
         let group = |images| Group { mask: &mask, images, compiled: true };
         assert_eq!([1, 5, 8].map(|images| speeds.alone(&costs, &group(images))), [1.0, 8.0, 8.0]);
-        // Each with a row to spare: sessions of 2, 8, 16 and 128 were measured with 1, 4, 8 and 64 images.
         let mixed = |images| Mixture::new(&speeds, &costs).with(&group(images));
-        assert_eq!([1, 5, 8, 64].map(mixed), [1.0, 4.0, 8.0, 64.0]);
+        assert_eq!([1, 5, 8, 64].map(mixed), [1.0, 8.0, 8.0, 64.0]);
+        // So do blocks, by an eighth of that.
+        let speeds = Speeds { mixed: curve(0.0, 0.0, 1.0, 4), ..speeds };
+        let mask = self::mask("1000");
+        let mixed = |images| Mixture::new(&speeds, &costs).with(&Group { mask: &mask, images, compiled: true });
+        assert_eq!([1, 5, 9, 33].map(mixed), [1.0, 5.0, 10.0, 40.0]);
     }
 
     proptest! {

@@ -83,7 +83,9 @@ pub(crate) fn run(options: Options, mut problems: Problems) -> Result<(), Failur
     let metrics = PathMetrics::default();
     let engine = running.engine(bundle, metrics.clone())?;
     let work = Work::load(&options.images, &engine, count, masks)?;
-    engine.measure(batches.iter().copied().max().unwrap_or(1))?;
+    let most = batches.iter().copied().max().unwrap_or(1);
+    engine.prepare(most)?;
+    engine.measure(most)?;
 
     let mut workers = vec![1, running.workers];
     workers.dedup();
