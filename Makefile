@@ -14,7 +14,7 @@ SHELL_SCRIPTS := .ci/run scripts/fuzz scripts/need
 PYTHON_SCRIPTS := scripts/audit scripts/fetch-onnxruntime scripts/sbom scripts/venv tests/clients/grpcurl
 
 # What graphs run on, cpu, cuda or cuda:N, where it was said.
-PROVIDER ?= $(or $(BLOCKDROP_PROVIDER),cpu)
+override PROVIDER := $(or $(strip $(PROVIDER)),$(BLOCKDROP_PROVIDER),cpu)
 # Tells the product where ONNX Runtime is, in the build for that; pip is what fetches it.
 with_onnxruntime = ORT_DYLIB_PATH="$$(scripts/fetch-onnxruntime $(firstword $(subst :, ,$(PROVIDER))))" && \
 	export ORT_DYLIB_PATH

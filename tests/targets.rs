@@ -52,7 +52,9 @@ fn cuda() -> Option<Target> {
         let dir = tempfile::tempdir().unwrap();
         match engine(Net::tiny(1).bundle(dir.path()), target) {
             Ok(_) => Some(target),
+            // There is a device, or it would have been this error: whatever else fails is a failure of the engine.
             Err(error) => {
+                assert!(matches!(error, EngineError::Provider { .. }), "{error}");
                 let required = std::env::var("BLOCKDROP_REQUIRE_CUDA").is_ok_and(|value| value == "1");
                 assert!(!required, "BLOCKDROP_REQUIRE_CUDA=1, but: {error}");
                 eprintln!("skipped on CUDA: {error}");
@@ -164,6 +166,7 @@ fn what_was_measured_changes_no_answer() {
     for Case { name, target, tolerance } in cases() {
         let dir = tempfile::tempdir().unwrap();
         let engine = engine(net.bundle(dir.path()), target).unwrap();
+        engine.prepare(16).unwrap();
         engine.measure(16).unwrap();
         let groups: Vec<(&Mask, usize)> = masks.iter().map(|mask| (mask, 1)).collect();
         let together = engine.together(&groups);

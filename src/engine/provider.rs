@@ -5,10 +5,17 @@ use std::str::FromStr;
 
 use ort::ep;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
+use prost::Message;
 
 use super::error::EngineError;
 use super::runtime::Runtime;
 use super::sizes::Sizes;
+use crate::bundle::onnx::tensor_proto::DataType;
+use crate::bundle::onnx::tensor_shape_proto::{Dimension, dimension};
+use crate::bundle::onnx::type_proto::{self, Tensor};
+use crate::bundle::onnx::{
+    GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorShapeProto, TypeProto, ValueInfoProto,
+};
 
 /// What the graphs run on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -32,12 +39,15 @@ impl FromStr for Provider {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once(':') {
-            None if text == "cpu" => Ok(Self::Cpu),
-            None if text == "cuda" => Ok(Self::Cuda(0)),
-            Some(("cuda", device)) if device.parse::<u16>().is_ok() => Ok(Self::Cuda(device.parse().unwrap_or(0))),
-            _ => Err(format!("unknown provider '{text}', expected cpu, cuda or cuda:N")),
-        }
+        // A number as it is printed: neither `+1` nor `01`.
+        let number = |device: &str| device.parse().ok().filter(|number: &u16| number.to_string() == device);
+        let known = match text.split_once(':') {
+            None if text == "cpu" => Some(Self::Cpu),
+            None if text == "cuda" => Some(Self::Cuda(0)),
+            Some(("cuda", device)) => number(device).map(Self::Cuda),
+            _ => None,
+        };
+        known.ok_or_else(|| format!("unknown provider '{text}', expected cpu, cuda or cuda:N, N a device's number"))
     }
 }
 
@@ -82,13 +92,13 @@ impl Provider {
         }
     }
 
-    /// Registers the provider for nothing, to know that it can be.
+    /// Makes the smallest session on the provider, to know that it can be had, its device included.
     ///
     /// # Errors
     /// What it lacks.
     pub(super) fn check(self, runtime: &Runtime) -> Result<(), EngineError> {
-        let checked = self.session(runtime, false).map(drop);
-        checked.map_err(|error| EngineError::Provider { provider: self, reason: lacking(&error.to_string()) })
+        let checked = self.session(runtime, false).and_then(|mut builder| builder.commit_from_memory(&smallest()));
+        checked.map(drop).map_err(|error| EngineError::Provider { provider: self, reason: lacking(&error.to_string()) })
     }
 
     /// Options for a session on this provider: one thread, which is the caller's, and with `graph` a CUDA graph captured in its
@@ -119,6 +129,33 @@ impl Provider {
         };
         Ok(builder)
     }
+}
+
+/// A graph of one operator that every provider has.
+fn smallest() -> Vec<u8> {
+    let value = |name: &str| {
+        let dim = vec![Dimension { value: Some(dimension::Value::DimValue(1)), ..Dimension::default() }];
+        let tensor = Tensor { elem_type: Some(DataType::Float as i32), shape: Some(TensorShapeProto { dim }) };
+        let of = TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..TypeProto::default() };
+        ValueInfoProto { name: Some(name.to_owned()), r#type: Some(of), ..ValueInfoProto::default() }
+    };
+    let relu = NodeProto {
+        input: vec!["x".to_owned()],
+        output: vec!["y".to_owned()],
+        op_type: Some("Relu".to_owned()),
+        ..NodeProto::default()
+    };
+    let graph = GraphProto {
+        name: Some("smallest".to_owned()),
+        node: vec![relu],
+        input: vec![value("x")],
+        output: vec![value("y")],
+        ..GraphProto::default()
+    };
+    let opset = OperatorSetIdProto { version: Some(17), ..OperatorSetIdProto::default() };
+    let model =
+        ModelProto { ir_version: Some(8), graph: Some(graph), opset_import: vec![opset], ..ModelProto::default() };
+    model.encode_to_vec()
 }
 
 /// What ONNX Runtime says of a provider that cannot be registered, as what is missing and where it is to be had.
@@ -174,7 +211,7 @@ mod tests {
             assert_eq!(text.parse(), Ok(provider));
             assert_eq!(provider.to_string().parse(), Ok(provider));
         }
-        for text in ["", "gpu", "cuda:", "cuda:-1", "cpu:0", "cuda:70000"] {
+        for text in ["", "gpu", "cuda:", "cuda:-1", "cpu:0", "cuda:70000", "cuda:+1", "cuda:01"] {
             assert!(text.parse::<Provider>().is_err(), "{text}");
         }
     }
