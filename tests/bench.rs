@@ -296,6 +296,8 @@ fn every_wrong_option_is_reported_at_once() {
         let expected = format!("--batch: found '{found}', expected 1 to 512 images");
         run(["bench", "bundle", "--images=images", &format!("--batch={batch}")]).failed(2, &[&expected]);
     }
+    let graphs = ["bench", "bundle", "--images=images", "--cuda-graphs"];
+    run(graphs).failed(2, &["--cuda-graphs: found --provider cpu, expected cuda or cuda:N"]);
     let missing = run(["bench", "bundle"]);
     assert_eq!(missing.code, Some(2));
     contains(&missing.err, &["--images"]);

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use blockdrop::bundle::Bundle;
-use blockdrop::engine::{PathMetrics, Runtime};
+use blockdrop::engine::{PathMetrics, Provider, Runtime};
 use clap::Args;
 use clap::builder::BoolishValueParser;
 use serde::Serialize;
@@ -49,6 +49,11 @@ pub(crate) struct Options {
     #[arg(long, env = "BLOCKDROP_SECONDS", default_value = "10")]
     seconds: Checked<f64>,
 
+    /// On a GPU: run compiled paths, the full net's among them, as CUDA graphs, by one worker. No server does, since ONNX Runtime
+    /// captures them for the whole process.
+    #[arg(long, env = "BLOCKDROP_CUDA_GRAPHS", value_parser = BoolishValueParser::new())]
+    cuda_graphs: bool,
+
     /// Also time requests to a server of the bundle's repository, one client over loopback.
     #[arg(long, env = "BLOCKDROP_HTTP", value_parser = BoolishValueParser::new())]
     http: bool,
@@ -62,7 +67,14 @@ pub(crate) struct Options {
 }
 
 pub(crate) fn run(options: Options, mut problems: Problems) -> Result<(), Failure> {
-    let running = options.run_on.check(&mut problems);
+    let mut running = options.run_on.check(&mut problems);
+    if let (true, Some(running)) = (options.cuda_graphs, &mut running) {
+        if running.target.provider == Provider::Cpu {
+            problems.note("--cuda-graphs: found --provider cpu, expected cuda or cuda:N");
+        }
+        running.target.tactics.cuda_graphs = true;
+        running.workers = 1;
+    }
     let count = problems.take("--count", "1 to 100000 images", options.count, |count| (1..=100_000).contains(count));
     let masks = problems.take("--masks", "policy or frequent", options.masks, |_| true);
     // All of them are looked at, so that every wrong one is named.
@@ -74,7 +86,7 @@ pub(crate) fn run(options: Options, mut problems: Problems) -> Result<(), Failur
     let batches: Option<Vec<usize>> = batches.into_iter().collect();
     let seconds =
         problems.take("--seconds", "0.1 to 3600 seconds", options.seconds, |seconds| (0.1..=3600.0).contains(seconds));
-    let (running, count, masks, batches, seconds) =
+    let (mut running, count, masks, batches, seconds) =
         problems.or((|| Some((running?, count?, masks?, batches?, seconds?)))())?;
 
     let bundle = Bundle::load(&options.bundle)?;
@@ -96,6 +108,7 @@ pub(crate) fn run(options: Options, mut problems: Problems) -> Result<(), Failur
     let mut report = Report {
         bundle: name,
         provider: engine.provider().to_string(),
+        cuda_graphs: options.cuda_graphs,
         onnxruntime: runtime.version().to_owned(),
         images: work.pixels.len(),
         blocks_mean: work.masks.iter().map(|mask| mask.kept() as f64).sum::<f64>() / work.masks.len() as f64,
@@ -107,6 +120,7 @@ pub(crate) fn run(options: Options, mut problems: Problems) -> Result<(), Failur
     };
     if options.http {
         drop(engine); // its memory is the server's now
+        running.target.tactics.cuda_graphs = false;
         report.http = Some(http::measure(&options.bundle, &running, &work.files, time)?);
     }
     if options.json {
@@ -121,6 +135,8 @@ pub(crate) fn run(options: Options, mut problems: Problems) -> Result<(), Failur
 struct Report {
     bundle: String,
     provider: String,
+    /// Whether compiled paths ran as CUDA graphs.
+    cuda_graphs: bool,
     onnxruntime: String,
     /// In a pass.
     images: usize,
@@ -138,9 +154,10 @@ struct Report {
 impl Report {
     fn print(&self) -> std::io::Result<()> {
         print(format!(
-            "{} on {}, ONNX Runtime {}: {} images, {:.2} of {} blocks, {} masks, compiled paths {:.1} MB",
+            "{} on {}{}, ONNX Runtime {}: {} images, {:.2} of {} blocks, {} masks, compiled paths {:.1} MB",
             self.bundle,
             self.provider,
+            if self.cuda_graphs { ", CUDA graphs" } else { "" },
             self.onnxruntime,
             self.images,
             self.blocks_mean,
