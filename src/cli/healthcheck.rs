@@ -102,7 +102,13 @@ fn judged(answer: &str, live: bool) -> anyhow::Result<&'static str> {
             state => bail!("not ready: it is {}", state.unwrap_or("in no known state")),
         },
         ("503", true) if said["live"] == false => {
-            bail!("not alive: a worker has been at one batch for {:.0} s", said["busy_seconds"].as_f64().unwrap_or(0.0))
+            match (said["busy_seconds"].as_f64(), said["missing_seconds"].as_f64()) {
+                (Some(seconds), _) => bail!("not alive: a worker has been at one batch for {seconds:.0} s"),
+                (None, Some(seconds)) => {
+                    bail!("not alive: the threads that serve have come to nothing new for {seconds:.0} s")
+                }
+                (None, None) => bail!("not alive"),
+            }
         }
         _ => bail!("found status {code}, expected 200 of a blockdrop server"),
     }
@@ -135,6 +141,11 @@ mod tests {
         assert_eq!(said(&starting, false), Err("not ready: it is starting".to_owned()));
         let stuck = answer("503 Service Unavailable", r#"{"live":false,"busy_seconds":91.4}"#);
         assert_eq!(said(&stuck, true), Err("not alive: a worker has been at one batch for 91 s".to_owned()));
+        let still = answer("503 Service Unavailable", r#"{"live":false,"missing_seconds":61}"#);
+        assert_eq!(
+            said(&still, true),
+            Err("not alive: the threads that serve have come to nothing new for 61 s".to_owned())
+        );
         let empty = answer("503 Service Unavailable", r#"{"ready":false,"state":"no_model"}"#);
         assert_eq!(said(&empty, false), Err("not ready: it has no model".to_owned()));
         for other in [answer("200 OK", "hello"), answer("404 Not Found", ""), "SSH-2.0-x\r\n".into(), String::new()] {

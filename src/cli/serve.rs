@@ -145,9 +145,9 @@ pub(crate) struct Options {
     #[arg(long, env = "BLOCKDROP_DRAIN_TIMEOUT", default_value = "25s")]
     drain_timeout: Checked<humantime::Duration>,
 
-    /// Time that a worker may be at one batch before it is taken for stuck: /livez answers 503 then, for an orchestrator to
-    /// start the server again. However long the queue is, it counts for nothing here. 0s for never [default: six times
-    /// --request-timeout, at least 1min].
+    /// Time that a worker may be at one batch before it is taken for stuck, and threads that serve may come to nothing new:
+    /// /livez answers 503 then, for an orchestrator to start the server again. However long the queue is, it counts for
+    /// nothing here. 0s for never [default: six times --request-timeout, at least 1min].
     #[arg(long, env = "BLOCKDROP_STUCK_AFTER")]
     stuck_after: Option<Checked<humantime::Duration>>,
 
@@ -159,10 +159,10 @@ pub(crate) fn run(options: Options, problems: Problems) -> Result<(), Failure> {
     let settings = options.check(problems)?;
     // A file that may not grow is an error of that file, and not the end.
     signal_hook::flag::register(SIGXFSZ, Arc::default())?;
-    // Of threads: for connections and for decoding as many each as there are cores, the workers, and some to load. Of
-    // files: what a server without a client has open, about twice.
+    // Of threads: for connections and for decoding as many each as there are cores, the workers, one for operators, and some
+    // to load. Of files: what a server without a client has open, about twice.
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-    room::for_threads(2 * cores + settings.workers + 4)?;
+    room::for_threads(2 * cores + settings.workers + 5)?;
     room::for_files(40)?;
     let runtime = serving(settings.serving_nice).context("the operating system refuses what the server needs")?;
     let result = runtime.block_on(async {

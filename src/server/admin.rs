@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 
 use super::error::{Error, Kind};
 use super::http;
+use super::pulse::Pulse;
 use super::readiness::Readiness;
 use crate::registry::{Change, Changes, Indexed, Registry};
 use crate::telemetry::Metrics;
@@ -26,15 +27,18 @@ struct Admin {
     readiness: Arc<Readiness>,
     registry: Arc<OnceLock<Arc<Registry>>>,
     stuck: Option<Duration>,
+    /// Of the threads that serve.
+    pulse: Arc<Pulse>,
 }
 
 /// `/metrics`, `/livez`, `/readyz`, and what changes the models in `registry`, once that is there. A worker that is at one
-/// batch for longer than `stuck` is taken for stuck.
+/// batch for longer than `stuck` is taken for stuck, and so are the threads that serve whose `pulse` is missing for longer.
 pub(super) fn router(
     metrics: Arc<Metrics>,
     readiness: Arc<Readiness>,
     registry: Arc<OnceLock<Arc<Registry>>>,
     stuck: Option<Duration>,
+    pulse: Arc<Pulse>,
 ) -> Router {
     let routes = Router::new()
         .route("/metrics", get(metrics_text))
@@ -47,7 +51,7 @@ pub(super) fn router(
         .fallback(http::not_found)
         .layer(DefaultBodyLimit::max(MOST_BYTES))
         .layer(from_fn(no_page))
-        .with_state(Admin { metrics, readiness, registry, stuck });
+        .with_state(Admin { metrics, readiness, registry, stuck, pulse });
     http::encoding::compressed(http::identified(routes, None))
 }
 
@@ -65,15 +69,19 @@ async fn metrics_text(State(admin): State<Admin>) -> Response {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], admin.metrics.render()).into_response()
 }
 
-/// Alive as long as it can answer at all, however long its queue is; waits for no inference. Only a worker that does not
-/// come back from one batch is worth a new start.
+/// Alive however long its queue is; waits for no inference. Only a worker that does not come back from one batch, or threads
+/// that serve and come to nothing new, are worth a new start.
 async fn live(State(admin): State<Admin>) -> Response {
-    let longest = admin.metrics.workers.longest();
-    if admin.stuck.is_none_or(|most| longest <= most) {
+    let (busy, missing) = (admin.metrics.workers.longest(), admin.pulse.missing());
+    let stuck = |time: Duration| admin.stuck.is_some_and(|most| time > most);
+    let why = if stuck(busy) {
+        json!({"live": false, "busy_seconds": busy.as_secs_f64()})
+    } else if stuck(missing) {
+        json!({"live": false, "missing_seconds": missing.as_secs_f64()})
+    } else {
         return Json(json!({"live": true})).into_response();
-    }
-    let body = Json(json!({"live": false, "busy_seconds": longest.as_secs_f64()}));
-    (StatusCode::SERVICE_UNAVAILABLE, body).into_response()
+    };
+    (StatusCode::SERVICE_UNAVAILABLE, Json(why)).into_response()
 }
 
 async fn ready(State(admin): State<Admin>) -> Response {

@@ -18,6 +18,7 @@ pub mod http;
 mod keys;
 mod oip;
 mod parameters;
+mod pulse;
 mod readiness;
 mod run;
 

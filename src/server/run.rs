@@ -20,6 +20,7 @@ use super::connection::{Acceptor, LINGER};
 use super::decoders::Decoders;
 use super::http::Origins;
 use super::keys::Keys;
+use super::pulse::Pulse;
 use super::readiness::Readiness;
 use super::{admin, again, grpc, http};
 use crate::engine::{Paths, Runtime, RuntimeError, Target};
@@ -154,9 +155,16 @@ pub async fn serve(
     let readiness = Arc::new(Readiness::default());
     // Filled once there are models.
     let repository = Arc::new(OnceLock::new());
-    let routes = admin::router(Arc::clone(&metrics), Arc::clone(&readiness), Arc::clone(&repository), settings.stuck);
+    let routes = admin::router(
+        Arc::clone(&metrics),
+        Arc::clone(&readiness),
+        Arc::clone(&repository),
+        settings.stuck,
+        Pulse::start(),
+    );
     let acceptor = |name: &str, most: usize| Acceptor::new(most, settings.write_timeout, metrics.listener(name));
-    let admin = Listener::start(operators, acceptor("admin", OPERATORS), routes)?;
+    let apart = Apart::start()?;
+    let admin = apart.within(|| Listener::start(operators, acceptor("admin", OPERATORS), routes))?;
     metrics.queue_limit.set(settings.max_queue.try_into().unwrap_or(i64::MAX));
     tracing::info!(address = %admin.address, "admin listener: /metrics, /livez, /readyz, /v2/repository");
 
@@ -284,6 +292,7 @@ pub async fn serve(
         drop(tokio::task::spawn_blocking(move || tracer.stop(LAST_SPANS)).await);
     }
     admin.stop(Instant::now() + LAST_BYTES).await;
+    drop(apart);
     if lost {
         return Err(ServeError::Lost);
     }
@@ -295,6 +304,29 @@ pub async fn serve(
     }
     tracing::info!(seconds = started.elapsed().as_secs_f64(), "stopped");
     Ok(())
+}
+
+/// A thread for the admin listener, so that operators are answered however much the threads that serve have to do.
+struct Apart(Option<tokio::runtime::Runtime>);
+
+impl Apart {
+    fn start() -> std::io::Result<Self> {
+        let mut threads = tokio::runtime::Builder::new_multi_thread();
+        threads.worker_threads(1).thread_name("admin").enable_all().build().map(Some).map(Self)
+    }
+
+    /// What `start` spawns runs there.
+    fn within<T>(&self, start: impl FnOnce() -> T) -> T {
+        let _inside = self.0.as_ref().map(tokio::runtime::Runtime::enter);
+        start()
+    }
+}
+
+impl Drop for Apart {
+    fn drop(&mut self) {
+        // Without waiting, which an asynchronous function may not.
+        self.0.take().map(tokio::runtime::Runtime::shutdown_background);
+    }
 }
 
 /// A port that is taken and not listened on yet.
