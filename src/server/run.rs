@@ -325,7 +325,9 @@ impl Apart {
 impl Drop for Apart {
     fn drop(&mut self) {
         // Without waiting, which an asynchronous function may not.
-        self.0.take().map(tokio::runtime::Runtime::shutdown_background);
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
     }
 }
 
