@@ -14,13 +14,13 @@ use super::{Block, Bundle};
 pub const ROWS: &str = "blockdrop.rows";
 pub const COUNTS: &str = "blockdrop.counts";
 
-/// The graph of the whole net in which every block takes the images that keep it out of the batch, runs on them, and puts
-/// them back; the others get the block's shortcut.
+/// The graph of the whole net in which every block takes the images that keep it out of the batch and runs on them; the
+/// others get the block's shortcut.
 ///
-/// Its inputs are the stem's (`[N, C, H, W]`), [`ROWS`], int64 `[R, 1]`: for each block after the other, the positions in
-/// the batch of the images that keep it, and behind them at least one that nobody takes, since not every provider splits
-/// nothing; and [`COUNTS`], int64 `[K + 1]`: how many these are. Its output is the head's. A position may come several
-/// times: such an image is computed as often, to the same result.
+/// Its inputs are the stem's (`[N, C, H, W]`); [`ROWS`], int64 `[R]`: for each block after the other, the positions in the
+/// batch of the images that it runs on, and then for each block `N` positions where its results are, image by image: among
+/// those of the shortcut, and from `N` on among those of the block; and [`COUNTS`], int64 `[2 K]`: how many these are, of
+/// each block and then `N` each. Its output is the head's. A block may run on images that nobody wants its result of.
 ///
 /// # Errors
 /// Different versions of one operator set.
@@ -29,31 +29,36 @@ pub fn mix(bundle: &Bundle) -> Result<ModelProto, JoinError> {
     let mut mixed = Assembly::new("mixed");
     let images = border(&bundle.stem);
     mixed.input(images.clone());
-    mixed.input(integers(ROWS, vec![dimension::Value::DimParam("rows".to_owned()), dimension::Value::DimValue(1)]));
-    mixed.input(integers(COUNTS, vec![dimension::Value::DimValue(count as i64 + 1)]));
-    let rows: Vec<String> = (0..count).map(|index| format!("{index}/rows")).collect();
+    mixed.input(integers(ROWS, dimension::Value::DimParam("rows".to_owned())));
+    mixed.input(integers(COUNTS, dimension::Value::DimValue(2 * count as i64)));
+    let parts = |what: &str| (0..count).map(|index| format!("{index}/{what}")).collect::<Vec<String>>();
+    let (rows, places) = (parts("rows"), parts("places"));
     let mut carried = mixed.add(&bundle.stem, "stem/".to_owned(), images.name(), None)?;
     let split = mixed.operator("Split", &[ROWS, COUNTS], "split");
-    split.output.clone_from(&rows);
-    split.output.push("untaken".to_owned());
+    split.output = [rows.clone(), places.clone()].concat();
     split.attribute.push(AttributeProto::of_int("axis", 0));
-    for (index, (Block { kept, shortcut, .. }, rows)) in bundle.blocks.iter().zip(&rows).enumerate() {
+    for (index, (Block { kept, shortcut, .. }, (rows, places))) in
+        bundle.blocks.iter().zip(rows.iter().zip(&places)).enumerate()
+    {
         let name = |what: &str| format!("{index}/{what}");
-        mixed.operator("GatherND", &[&carried, rows], &name("taken"));
+        mixed.operator("Gather", &[&carried, rows], &name("taken"));
         // The number of images differs from block to block.
         let ran = mixed.add(kept, name("kept/"), &name("taken"), Some(rows))?;
         if let Some(shortcut) = shortcut {
             carried = mixed.add(shortcut, name("shortcut/"), &carried, None)?;
         }
-        mixed.operator("ScatterND", &[&carried, rows, &ran], &name("put"));
+        // Not ScatterND: on CUDA a single thread copies all of an image there, and GatherND waits for the device.
+        let both = mixed.operator("Concat", &[&carried, &ran], &name("both"));
+        both.attribute.push(AttributeProto::of_int("axis", 0));
+        mixed.operator("Gather", &[&name("both"), places], &name("put"));
         carried = name("put");
     }
     carried = mixed.add(&bundle.head, "head/".to_owned(), &carried, None)?;
     Ok(mixed.finish(&carried, result(&bundle.head)))
 }
 
-fn integers(name: &str, dims: Vec<dimension::Value>) -> ValueInfoProto {
-    let dim = dims.into_iter().map(|value| Dimension { value: Some(value), ..Dimension::default() }).collect();
+fn integers(name: &str, length: dimension::Value) -> ValueInfoProto {
+    let dim = vec![Dimension { value: Some(length), ..Dimension::default() }];
     let tensor = Tensor { elem_type: Some(DataType::Int64 as i32), shape: Some(TensorShapeProto { dim }) };
     let of = TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..TypeProto::default() };
     ValueInfoProto { name: Some(name.to_owned()), r#type: Some(of), ..ValueInfoProto::default() }

@@ -30,8 +30,8 @@ impl Mixed {
     /// size, where that is fixed.
     pub(super) fn run(&mut self, images: &[(&Mask, &[f32])]) -> Result<Vec<Vec<f32>>, EngineError> {
         let (masks, pixels): (Vec<&Mask>, Vec<&[f32]>) = images.iter().copied().unzip();
-        let (rows, counts) = self.rows.of(&masks);
-        let rows = Tensor::from_array(([rows.len(), 1], rows))?;
+        let (rows, counts) = self.rows.of(&masks, self.bound.size(images.len()));
+        let rows = Tensor::from_array(([rows.len()], rows))?;
         let counts = Tensor::from_array(([counts.len()], counts))?;
         self.bound.run_with(&pixels, &[(ROWS, rows), (COUNTS, counts)])
     }
@@ -44,9 +44,8 @@ impl Mixed {
 
 /// Which images of a batch each block runs on.
 struct Rows {
-    /// Where the shapes of one run are to be those of the next: how many rows each block gets. Filled up with the row behind
-    /// the images, of which nobody wants the result; or in a batch without one, where anybody keeps the block, with one of
-    /// those again.
+    /// Where the shapes of one run are to be those of the next: how many rows each block gets. Filled up with the first image,
+    /// of which nobody wants that result.
     steady: Option<Steady>,
     blocks: usize,
 }
@@ -67,27 +66,26 @@ impl Rows {
         Self { steady: size.map(|size| Steady::new(size, blocks)), blocks }
     }
 
-    /// The positions of the images that keep each block, block after block, and how many these are of each; and behind them
-    /// one that no block takes.
-    fn of(&mut self, masks: &[&Mask]) -> (Vec<i64>, Vec<i64>) {
+    /// For each block the positions of the images that it runs on, and for each block where the result of every image is, as the
+    /// graph takes them; and how many these are of each.
+    fn of(&mut self, masks: &[&Mask], size: usize) -> (Vec<i64>, Vec<i64>) {
         assert!(masks.iter().all(|mask| mask.len() == self.blocks), "a mask has a bit for each block");
         let mut kept = vec![Vec::new(); self.blocks];
+        // Whoever does not keep a block has the result of the shortcut.
+        let mut places: Vec<Vec<i64>> = vec![(0..size as i64).collect(); self.blocks];
         for (row, mask) in masks.iter().enumerate() {
-            mask.iter().zip(&mut kept).filter(|(keep, _)| *keep).for_each(|(_, rows)| rows.push(row as i64));
-        }
-        if let Some(steady) = &mut self.steady {
-            assert!(masks.len() <= steady.size, "{} images are more than {}", masks.len(), steady.size);
-            steady.fit(&kept);
-            let spare = (masks.len() < steady.size).then_some(masks.len() as i64);
-            for (rows, &room) in kept.iter_mut().zip(&steady.room) {
-                if let Some(filling) = spare.or(rows.first().copied()) {
-                    rows.resize(room, filling);
-                }
+            for (_, (rows, places)) in mask.iter().zip(kept.iter_mut().zip(&mut places)).filter(|(keep, _)| *keep) {
+                places[row] = (size + rows.len()) as i64;
+                rows.push(row as i64);
             }
         }
-        kept.push(vec![0]);
-        let counts = kept.iter().map(|rows| rows.len() as i64).collect();
-        (kept.concat(), counts)
+        if let Some(steady) = &mut self.steady {
+            steady.fit(&kept);
+            kept.iter_mut().zip(&steady.room).for_each(|(rows, &room)| rows.resize(room, 0));
+        }
+        let parts = [kept, places].concat();
+        let counts = parts.iter().map(|rows| rows.len() as i64).collect();
+        (parts.concat(), counts)
     }
 }
 
@@ -121,45 +119,47 @@ mod tests {
         texts.iter().map(|text| text.parse().expect("a mask")).collect()
     }
 
-    fn of(rows: &mut Rows, texts: &[&str]) -> (Vec<i64>, Vec<i64>) {
-        rows.of(&masks(texts).iter().collect::<Vec<_>>())
+    /// What a batch of these masks and so many images has, by block: the images that it runs on, and where the results are.
+    fn of(rows: &mut Rows, texts: &[&str], size: usize) -> (Vec<Vec<i64>>, Vec<Vec<i64>>) {
+        let (all, counts) = rows.of(&masks(texts).iter().collect::<Vec<_>>(), size);
+        let mut left = &*all;
+        let parts = counts.iter().map(|&count| left.split_off(..count as usize).expect("as many as counted").to_vec());
+        let mut parts: Vec<Vec<i64>> = parts.collect();
+        assert!(left.is_empty());
+        let places = parts.split_off(rows.blocks);
+        (parts, places)
     }
 
     #[test]
     fn each_block_gets_the_images_that_keep_it() {
         let mut rows = Rows::new(3, None);
-        assert_eq!(of(&mut rows, &["101", "001", "100"]), (vec![0, 2, 0, 1, 0], vec![2, 0, 2, 1]));
-        assert_eq!(of(&mut rows, &["000"]), (vec![0], vec![0, 0, 0, 1]));
+        let (taken, places) = of(&mut rows, &["101", "001", "100"], 3);
+        assert_eq!(taken, [vec![0, 2], vec![], vec![0, 1]]);
+        assert_eq!(places, [[3, 1, 4], [0, 1, 2], [3, 4, 2]]);
+        assert_eq!(of(&mut rows, &["000"], 1), (vec![vec![]; 3], vec![vec![0]; 3]));
     }
 
     #[test]
     fn shapes_stay_until_a_block_needs_more_rows_or_has_needed_less_for_long() {
         let mut rows = Rows::new(3, Some(8));
-        assert_eq!(of(&mut rows, &["101", "001"]), (vec![0, 0, 1, 0], vec![1, 0, 2, 1]));
-        assert_eq!(of(&mut rows, &["001"]), (vec![1, 0, 1, 0], vec![1, 0, 2, 1]), "the row behind the images fills up");
-        assert_eq!(of(&mut rows, &["010", "110"]), (vec![1, 0, 1, 2, 2, 0], vec![1, 2, 2, 1]));
+        let mut taken = |texts: &[&str]| of(&mut rows, texts, 8).0;
+        assert_eq!(taken(&["101", "001"]), [vec![0], vec![], vec![0, 1]]);
+        assert_eq!(taken(&["001"]), [vec![0], vec![], vec![0, 0]]);
+        assert_eq!(taken(&["010", "110"]), [vec![1], vec![0, 1], vec![0, 0]]);
         for _ in 0..2 * PERIOD {
-            of(&mut rows, &["001"]);
+            taken(&["001"]);
         }
-        assert_eq!(of(&mut rows, &["001"]), (vec![0, 0], vec![0, 0, 1, 1]));
-    }
-
-    #[test]
-    fn a_full_batch_fills_up_with_rows_that_keep_the_block() {
-        let mut rows = Rows::new(2, Some(4));
-        assert_eq!(of(&mut rows, &["10", "10", "11"]), (vec![0, 1, 2, 2, 0], vec![3, 1, 1]));
-        assert_eq!(
-            of(&mut rows, &["00", "10", "00", "10"]),
-            (vec![1, 3, 1, 0], vec![3, 0, 1]),
-            "a block of none has none"
-        );
-        assert_eq!(of(&mut rows, &["00"; 4]), (vec![0], vec![0, 0, 1]));
+        assert_eq!(taken(&["001"]), [vec![], vec![], vec![0]]);
+        // Of rows that fill up, and of images that are none, nobody looks for a result.
+        let (_, places) = of(&mut rows, &["001", "100"], 8);
+        assert_eq!(places[0], [0, 8, 2, 3, 4, 5, 6, 7]);
+        assert_eq!(places[2], [8, 1, 2, 3, 4, 5, 6, 7]);
     }
 
     #[test]
     fn rooms_are_eighths_of_the_size() {
         let mut rows = Rows::new(1, Some(32));
-        assert_eq!(of(&mut rows, &["1"; 9]).1, [12, 1]);
-        assert_eq!(of(&mut rows, &["1"; 32]).1, [32, 1]);
+        assert_eq!(of(&mut rows, &["1"; 9], 32).0[0].len(), 12);
+        assert_eq!(of(&mut rows, &["1"; 32], 32).0[0].len(), 32);
     }
 }

@@ -114,6 +114,11 @@ impl Bound {
         self.input.iter().product::<i64>() as usize
     }
 
+    /// Images that a run of so many `images` has.
+    pub(super) fn size(&self, images: usize) -> usize {
+        self.size.unwrap_or(images)
+    }
+
     /// Runs the graph on `images` and gives each one's output.
     ///
     /// # Panics
@@ -130,7 +135,7 @@ impl Bound {
     ) -> Result<Vec<Vec<f32>>, EngineError> {
         let elements = self.elements();
         assert!(images.iter().all(|image| image.len() == elements), "an image has the model's input size");
-        let size = self.size.unwrap_or(images.len());
+        let size = self.size(images.len());
         assert!(images.len() <= size, "{} images are more than {size}", images.len());
         let bound = self.buffers.iter().position(|buffers| buffers.images == size);
         let mut buffers = match bound {
