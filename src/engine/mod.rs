@@ -252,10 +252,9 @@ impl Engine {
                 let mixture: Vec<(&Mask, &[f32])> = batch.iter().map(|image| (mask, *image)).collect();
                 seconds[0][at] = shortest(|| fused.run(mask, &batch).map(drop))?;
                 seconds[2][at] = shortest(|| self.mix(&mixture).map(drop))?;
-                seconds[1][at] = match self.blocks.as_ref() {
-                    Some(mut blocks) => shortest(|| (&mut blocks).run(mask, &batch).map(drop))?,
-                    None => seconds[2][at],
-                };
+                if let Some(mut blocks) = self.blocks.as_ref() {
+                    seconds[1][at] = shortest(|| (&mut blocks).run(mask, &batch).map(drop))?;
+                }
             }
             for (points, [base, full]) in measured.iter_mut().zip(seconds) {
                 points.push((images, base, full));
@@ -266,6 +265,7 @@ impl Engine {
             images *= 4;
         }
         let [fused, blocks, mixed] = measured.map(|points| Curve::new(&points, flops));
+        let blocks = self.blocks.is_some().then_some(blocks);
         let speeds = Speeds { fused, blocks, mixed, sizes: self.tactics.sizes() };
         let ever = speeds.ever(&self.costs, most);
         self.mixed.each(Mixed::begin_anew);
