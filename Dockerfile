@@ -72,7 +72,8 @@ COPY LICENSE-MIT LICENSE-APACHE /usr/share/doc/blockdrop/
 COPY models /models
 ENV ORT_DYLIB_PATH=/opt/onnxruntime/libonnxruntime.so \
     BLOCKDROP_MODELS=/models \
-    BLOCKDROP_PROVIDER=cuda
+    BLOCKDROP_PROVIDER=cuda \
+    NVIDIA_TF32_OVERRIDE=0
 EXPOSE 8080 9000
 USER 65532:65532
 HEALTHCHECK --interval=10s --timeout=5s --start-period=2m CMD ["/usr/local/bin/blockdrop", "healthcheck"]

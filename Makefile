@@ -98,7 +98,8 @@ test-cuda: ## run the engine's tests on an NVIDIA GPU, which has to be there
 
 .PHONY: engine-on-provider
 engine-on-provider:
-	@$(with_provider) && set -x && BLOCKDROP_REQUIRE_CUDA=1 $(CARGO) test --locked --test targets -- --nocapture
+	@$(with_provider) && set -x && BLOCKDROP_REQUIRE_CUDA=1 NVIDIA_TF32_OVERRIDE=0 \
+	$(CARGO) test --locked --test targets -- --nocapture --test-threads=1
 
 .PHONY: chaos
 chaos: ## let clients do everything wrong for longer than the tests do (SECONDS=300, SEED=...)

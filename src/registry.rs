@@ -338,7 +338,7 @@ impl Loader {
         if let Err(error) = engine.measure(*max_batch) {
             tracing::warn!(model = name, version, %error, "images of different masks never run together");
         }
-        engine.warm(&self.profile(name, version, &engine, before));
+        engine.warm(&self.profile(name, version, &engine, before), *max_batch);
         tracing::info!(
             model = name,
             version,

@@ -260,7 +260,7 @@ fn paths_stay_within_their_bytes_and_the_full_net_stays() {
     };
     let limit = bytes_of_full + 2 * one;
     let (engine, metrics) = try_engine(net.bundle(dir.path()), Provider::Cpu, limit as u64).unwrap();
-    engine.warm(&Frequent::default());
+    engine.warm(&Frequent::default(), 8);
     engine.settle(Duration::from_secs(60));
     assert_eq!(metrics.bytes.get(), bytes_of_full, "the full net is warm from the start");
     for round in 1..=4 {
@@ -289,7 +289,7 @@ fn without_memory_for_paths_everything_runs_block_by_block() {
     let dir = tempfile::tempdir().unwrap();
     let (engine, metrics) = try_engine(net.bundle(dir.path()), Provider::Cpu, 0).unwrap();
     let image = &noise(3, 1, 3 * 16 * 16)[0];
-    engine.warm(&Frequent::default());
+    engine.warm(&Frequent::default(), 8);
     for _ in 0..5 {
         let logits = engine.run(&first(&net, 2), &[image]).logits.swap_remove(0).unwrap();
         assert_close(&logits, &reference(&net.reference(&first(&net, 2)), 16, image), "block by block");
@@ -349,7 +349,7 @@ fn a_model_that_goes_while_its_path_is_compiled_leaves_nothing() {
         let metrics = PathMetrics::default();
         let engine =
             Engine::new(Arc::clone(&bundle), runtime(), Provider::Cpu, 1, Arc::clone(&paths), metrics.clone()).unwrap();
-        engine.warm(&Frequent::default());
+        engine.warm(&Frequent::default(), 8);
         std::thread::sleep(Duration::from_millis(2)); // in the midst of it, mostly
         drop(engine);
         paths.settle(Duration::from_secs(60));

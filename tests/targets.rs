@@ -3,10 +3,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::io::Write;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
-use blockdrop::bundle::Bundle;
+use blockdrop::bundle::{Bundle, Frequent};
 use blockdrop::engine::{Backend, Engine, EngineError, Image, PathMetrics, Paths, Provider, Tactics, Target};
 use blockdrop::image::{MAX_PIXELS, decode, preprocess};
 use blockdrop::policy::{Choice, Mask};
@@ -57,7 +59,8 @@ fn cuda() -> Option<Target> {
                 assert!(matches!(error, EngineError::Provider { .. }), "{error}");
                 let required = std::env::var("BLOCKDROP_REQUIRE_CUDA").is_ok_and(|value| value == "1");
                 assert!(!required, "BLOCKDROP_REQUIRE_CUDA=1, but: {error}");
-                eprintln!("skipped on CUDA: {error}");
+                #[expect(clippy::explicit_write, reason = "eprintln! is shown for tests that fail alone")]
+                writeln!(std::io::stderr(), "skipped on CUDA: {error}").unwrap();
                 None
             }
         }
@@ -153,6 +156,27 @@ fn the_policy_decides_as_on_the_cpu() {
                 let sure = logit.abs() > tolerance * logit.abs().max(1.0);
                 assert!(!sure || keep == (logit >= 0.0), "{name}: block {block} of {}, {logit}", file.display());
             }
+        }
+    }
+}
+
+/// Before the first image comes, the full net is compiled for every size of batches that has a session of its own.
+#[test]
+fn the_full_net_is_there_for_every_size() {
+    let net = Net::tiny(3);
+    let (images, full) = (noise(5, 8, 3 * 16 * 16), Mask::full(net.blocks()));
+    let images: Vec<&[f32]> = images.iter().map(|image| &**image).collect();
+    for Case { name, target, tolerance } in cases().into_iter().filter(|case| !case.target.tactics.cuda_graphs) {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = engine(net.bundle(dir.path()), target).unwrap();
+        engine.prepare(5).unwrap();
+        engine.warm(&Frequent::default(), 5);
+        engine.settle(Duration::from_secs(60));
+        for count in [1, 3, 5, 8] {
+            let ran = engine.run(&full, &images[..count]);
+            assert!(ran.compiled, "{name}: {count}");
+            let expected = reference(&net.reference(&full), 16, images[count - 1]);
+            assert_close(ran.logits[count - 1].as_ref().unwrap(), &expected, tolerance, name);
         }
     }
 }

@@ -21,7 +21,8 @@ pub(crate) struct RunOn {
     #[arg(long, env = "BLOCKDROP_PROVIDER", default_value = "cpu")]
     provider: Checked<Provider>,
 
-    /// Worker threads, each with one thread of ONNX Runtime [default: the cores this process may use].
+    /// Worker threads, each with one thread of ONNX Runtime [default: the cores this process may use; on a GPU 2, one to run
+    /// there while the other is prepared].
     #[arg(long, env = "BLOCKDROP_WORKERS")]
     workers: Option<Checked<usize>>,
 
@@ -43,6 +44,7 @@ impl RunOn {
         let provider = problems.take("--provider", "cpu, cuda or cuda:N", self.provider, |_| true);
         let target = provider.map(Target::from);
         let workers = match self.workers {
+            None if matches!(provider, Some(Provider::Cuda(_))) => Some(2),
             // Follows the cgroup's quota and the CPU affinity.
             None => Some(std::thread::available_parallelism().map_or(1, NonZero::get)),
             Some(workers) => {

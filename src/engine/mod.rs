@@ -204,22 +204,20 @@ impl Engine {
     /// # Errors
     /// ONNX Runtime refuses a graph.
     pub fn prepare(&self, most: usize) -> Result<(), EngineError> {
-        let sizes = self.tactics.sizes();
-        let mut images = 1;
-        while let Some(size) = sizes.of(images)
-            && images < 2 * most
-        {
+        if !self.tactics.fixed_sizes {
+            return Ok(());
+        }
+        for size in self.tactics.sizes().up_to(most) {
             let zeros = self.source.zeros();
-            self.policies.fill(Some(size), self.source.threads(), || self.make_policy(Some(size)))?;
+            self.policies.fill(size, self.source.threads(), || self.make_policy(size))?;
             let mixed = || -> Result<Mixed, EngineError> {
-                let mut mixed = self.make_mixed(Some(size))?;
+                let mut mixed = self.make_mixed(size)?;
                 // The first run is slower than those after it.
                 self.ends().iter().try_for_each(|mask| mixed.run(&[(mask, &*zeros)]).map(drop))?;
                 mixed.begin_anew();
                 Ok(mixed)
             };
-            self.mixed.fill(Some(size), self.source.threads(), mixed)?;
-            images = 2 * size;
+            self.mixed.fill(size, self.source.threads(), mixed)?;
         }
         Ok(())
     }
@@ -237,8 +235,8 @@ impl Engine {
         let image: Vec<f32> = (0..self.source.zeros().len()).map(|at| (at as f32 * 0.618).fract() - 0.5).collect();
         let mut measured = [Vec::new(), Vec::new(), Vec::new()];
         let (mut made_for, mut fused) = (None, Vec::new());
-        let mut images = 1;
-        while images <= most {
+        let sizes = std::iter::successors(Some(1), |images| Some(images * 4)).take_while(|&images| images < most);
+        for images in sizes.chain([most]) {
             let batch = vec![&*image; images];
             let size = self.tactics.sizes().of(images);
             if made_for != Some(size) {
@@ -262,7 +260,6 @@ impl Engine {
             if seconds.iter().flatten().any(|&seconds| seconds > LONG) {
                 break;
             }
-            images *= 4;
         }
         let [fused, blocks, mixed] = measured.map(|points| Curve::new(&points, flops));
         let blocks = self.blocks.is_some().then_some(blocks);
@@ -292,14 +289,15 @@ impl Engine {
     }
 
     /// Has the paths compiled that are to be expected, before anybody asks: the full net's, those of the bundle's
-    /// frequent masks, and those that were `seen` in an earlier run.
-    pub fn warm(&self, seen: &Frequent) {
+    /// frequent masks, and those that were `seen` in an earlier run. For batches of up to `most` images, where each size has
+    /// paths of its own.
+    pub fn warm(&self, seen: &Frequent, most: usize) {
         // What was seen where it serves counts more than what was seen on validation images.
         const BUNDLE: u64 = 1000;
         const SEEN: u64 = 4000;
         self.paths.expect(&self.source, &self.bundle.frequent, BUNDLE);
         self.paths.expect(&self.source, seen, SEEN);
-        self.paths.warm(&self.source);
+        self.paths.warm(&self.source, most);
     }
 
     /// Waits until every path that was worth compiling is compiled, of all models, for at most `most`.
@@ -427,8 +425,9 @@ impl Backend for Engine {
 
     fn together(&self, groups: &[(&Mask, usize)]) -> Vec<usize> {
         let Some(Some(speeds)) = self.speeds.get() else { return vec![0] };
-        let group = |&(mask, images)| Group { mask, images, compiled: self.paths.has(&self.source, mask, images) };
-        speeds.together(&self.costs, &groups.iter().map(group).collect::<Vec<_>>())
+        let there = self.paths.there(&self.source, groups);
+        let groups = groups.iter().zip(there).map(|(&(mask, images), compiled)| Group { mask, images, compiled });
+        speeds.together(&self.costs, &groups.collect::<Vec<_>>())
     }
 
     fn run_mixed(&self, images: &[(&Mask, &[f32])]) -> Each<Vec<f32>> {

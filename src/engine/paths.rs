@@ -351,13 +351,18 @@ impl Paths {
         }
     }
 
-    /// Has the paths that are expected compiled before anybody asks, the full net's first and then the most frequent.
-    pub(super) fn warm(&self, source: &Arc<Source>) {
+    /// Has the paths that are expected compiled before anybody asks, for batches of up to `most` images: the full net's first
+    /// and then the most frequent.
+    pub(super) fn warm(&self, source: &Arc<Source>, most: usize) {
         let full = Mask::full(source.bundle.blocks.len());
         let mut state = self.shared.lock();
         let expected = state.seen.get(&source.id).map(Seen::by_count).unwrap_or_default();
-        for mask in std::iter::once(full).chain(expected.0.into_iter().map(|(mask, _)| mask)) {
-            let order = Order { source: Arc::clone(source), key: source.key(&mask, 1), why: Why::Expected };
+        let masks: Vec<Mask> = std::iter::once(full).chain(expected.0.into_iter().map(|(mask, _)| mask)).collect();
+        let sizes = source.tactics.sizes().up_to(most);
+        // Single images first: without their paths nothing is fast.
+        for (size, mask) in sizes.into_iter().flat_map(|size| masks.iter().map(move |mask| (size, mask))) {
+            let key = Key { source: source.id, mask: mask.clone(), size };
+            let order = Order { source: Arc::clone(source), key, why: Why::Expected };
             let is_new = state.cache.count(&order.key) == 0 && !state.is_ordered(&order.key);
             if is_new && state.victims(&order).is_some() {
                 state.orders.push_back(order);
@@ -372,9 +377,10 @@ impl Paths {
         self.shared.changed.notify_all();
     }
 
-    /// Whether the path of `mask` is there for so many images.
-    pub(super) fn has(&self, source: &Source, mask: &Mask, images: usize) -> bool {
-        self.shared.lock().cache.count(&source.key(mask, images)) > 0
+    /// Whether the path of each of the masks is there for so many images.
+    pub(super) fn there(&self, source: &Source, groups: &[(&Mask, usize)]) -> Vec<bool> {
+        let state = self.shared.lock();
+        groups.iter().map(|&(mask, images)| state.cache.count(&source.key(mask, images)) > 0).collect()
     }
 
     /// Compiles the path of `mask` for so many images now, unless it is there. Returns whether it is there then: the least recently used
@@ -489,6 +495,8 @@ impl State {
     fn is_worth(&self, order: &Order) -> bool {
         let key = &order.key;
         !self.stopped
+            // A CUDA graph is captured for the whole process, by the thread that runs it.
+            && !order.source.tactics.cuda_graphs
             && self.orders.len() < MOST_ORDERS
             && self.cache.count(key) < order.source.most
             && !self.failed.contains(key)

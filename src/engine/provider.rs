@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use ort::ep;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
+use ort::value::Value;
 use prost::Message;
 
 use super::error::EngineError;
@@ -14,7 +15,7 @@ use crate::bundle::onnx::tensor_proto::DataType;
 use crate::bundle::onnx::tensor_shape_proto::{Dimension, dimension};
 use crate::bundle::onnx::type_proto::{self, Tensor};
 use crate::bundle::onnx::{
-    GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorShapeProto, TypeProto, ValueInfoProto,
+    GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto, TypeProto, ValueInfoProto,
 };
 
 /// What the graphs run on.
@@ -92,13 +93,17 @@ impl Provider {
         }
     }
 
-    /// Makes the smallest session on the provider, to know that it can be had, its device included.
+    /// Runs a convolution of one value on the provider, to know that it can be had with its device and all libraries: some are
+    /// looked for only then.
     ///
     /// # Errors
     /// What it lacks.
     pub(super) fn check(self, runtime: &Runtime) -> Result<(), EngineError> {
-        let checked = self.session(runtime, false).and_then(|mut builder| builder.commit_from_memory(&smallest()));
-        checked.map(drop).map_err(|error| EngineError::Provider { provider: self, reason: lacking(&error.to_string()) })
+        let run = || {
+            let mut session = self.session(runtime, false)?.commit_from_memory(&smallest())?;
+            session.run(ort::inputs![Value::from_array(([1_usize; 4], vec![1.0_f32]))?]).map(drop)
+        };
+        run().map_err(|error| EngineError::Provider { provider: self, reason: lacking(&error.to_string()) })
     }
 
     /// Options for a session on this provider: one thread, which is the caller's, and with `graph` a CUDA graph captured in its
@@ -131,23 +136,33 @@ impl Provider {
     }
 }
 
-/// A graph of one operator that every provider has.
+/// A graph of one convolution, of a single value.
 fn smallest() -> Vec<u8> {
+    const SHAPE: [i64; 4] = [1; 4];
     let value = |name: &str| {
-        let dim = vec![Dimension { value: Some(dimension::Value::DimValue(1)), ..Dimension::default() }];
-        let tensor = Tensor { elem_type: Some(DataType::Float as i32), shape: Some(TensorShapeProto { dim }) };
+        let side = |side| Dimension { value: Some(dimension::Value::DimValue(side)), ..Dimension::default() };
+        let shape = TensorShapeProto { dim: SHAPE.into_iter().map(side).collect() };
+        let tensor = Tensor { elem_type: Some(DataType::Float as i32), shape: Some(shape) };
         let of = TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..TypeProto::default() };
         ValueInfoProto { name: Some(name.to_owned()), r#type: Some(of), ..ValueInfoProto::default() }
     };
-    let relu = NodeProto {
-        input: vec!["x".to_owned()],
+    let filter = TensorProto {
+        name: Some("filter".to_owned()),
+        dims: SHAPE.to_vec(),
+        data_type: Some(DataType::Float as i32),
+        float_data: vec![1.0],
+        ..TensorProto::default()
+    };
+    let convolution = NodeProto {
+        input: vec!["x".to_owned(), "filter".to_owned()],
         output: vec!["y".to_owned()],
-        op_type: Some("Relu".to_owned()),
+        op_type: Some("Conv".to_owned()),
         ..NodeProto::default()
     };
     let graph = GraphProto {
         name: Some("smallest".to_owned()),
-        node: vec![relu],
+        node: vec![convolution],
+        initializer: vec![filter],
         input: vec![value("x")],
         output: vec![value("y")],
         ..GraphProto::default()
@@ -175,6 +190,10 @@ fn lacking(reason: &str) -> String {
              know them)"
         );
     }
+    if reason.contains("cuDNN is not available") {
+        return "cuDNN is not there, expected cuDNN 9 (its folder in LD_LIBRARY_PATH, where the system does not know it)"
+            .to_owned();
+    }
     if reason.contains("not enabled in this build") {
         return "this library of ONNX Runtime has no CUDA, expected its build for GPUs in ORT_DYLIB_PATH: without that variable \
                 `make serve PROVIDER=cuda` fetches it, and the image `cuda` has it"
@@ -199,6 +218,8 @@ mod tests {
         assert!(lacking(missing).starts_with("libcublasLt.so.13 is not there, expected CUDA 13 and cuDNN 9"));
         let driver = missing.replace("libcublasLt.so.13", "libcuda.so.1");
         assert_eq!(lacking(&driver), "libcuda.so.1 is not there, expected NVIDIA's driver, which has it, and a GPU");
+        let late = "Non-zero status code returned while running Conv node: cuDNN is not available. Install cuDNN 9";
+        assert!(lacking(late).starts_with("cuDNN is not there, expected cuDNN 9"));
         let none = "CUDA execution provider is not enabled in this build.";
         assert!(lacking(none).starts_with("this library of ONNX Runtime has no CUDA, expected its build for GPUs"));
         let other = "/onnxruntime_src/cuda_call.cc:1 f() [ONNXRuntimeError] : 1 : FAIL : CUDA failure 100: no CUDA-capable device";

@@ -19,6 +19,14 @@ impl Sizes {
         }
     }
 
+    /// Those of batches of up to `most` images, the smallest first.
+    pub(super) fn up_to(self, most: usize) -> Vec<Option<usize>> {
+        match self {
+            Self::Any => vec![None],
+            Self::Powers => (0..=most.next_power_of_two().ilog2()).map(|power| Some(1 << power)).collect(),
+        }
+    }
+
     /// What a session for `images` images runs some of them as: in steps of an eighth of its size, where that is fixed, so that
     /// there are few shapes.
     pub(super) fn rows(self, images: usize, rows: usize) -> usize {
@@ -38,6 +46,8 @@ mod tests {
     #[test]
     fn sizes_hold_the_images_and_are_few() {
         assert_eq!([1, 2, 3, 8, 9].map(|images| Sizes::Powers.of(images).unwrap()), [1, 2, 4, 8, 16]);
+        assert_eq!(Sizes::Powers.up_to(5), [1, 2, 4, 8].map(Some));
+        assert_eq!((Sizes::Powers.up_to(1), Sizes::Any.up_to(9)), (vec![Some(1)], vec![None]));
         assert_eq!([0, 1, 2, 3].map(|rows| Sizes::Powers.rows(15, rows)), [0, 2, 2, 4]);
         assert_eq!((Sizes::Any.of(9), Sizes::Any.rows(9, 3)), (None, 3));
     }

@@ -297,11 +297,14 @@ pub(super) fn all(
 /// Runs passes until every path is compiled for every worker, or it gets no better.
 fn warm(engine: &Engine, metrics: &PathMetrics, case: Case, batches: &Batches<'_>) -> anyhow::Result<()> {
     const MOST: usize = 12;
-    for images in batches.in_order.iter().map(Vec::len).collect::<BTreeSet<_>>() {
-        engine.compile(&Mask::full(engine.costs().blocks.len()), images)?;
-    }
-    for (mask, images) in batches.by_mask.iter().chain(batches.groups.iter().flatten()) {
-        engine.compile(mask, images.len())?;
+    let full = Mask::full(engine.costs().blocks.len());
+    let sizes: BTreeSet<usize> = batches.in_order.iter().map(Vec::len).collect();
+    let groups = batches.by_mask.iter().chain(batches.groups.iter().flatten());
+    let paths = groups.map(|(mask, images)| (*mask, images.len()));
+    for (mask, images) in sizes.into_iter().map(|images| (&full, images)).chain(paths) {
+        if !engine.compile(mask, images)? {
+            tracing::warn!(%mask, images, "there is no memory for this path as one graph: it runs without");
+        }
     }
     let mut without_misses = 0;
     for _ in 0..MOST {
