@@ -158,7 +158,8 @@ fmt: ## format the Rust and the Python code
 
 .PHONY: audit
 audit: $(CARGO_DENY_HOME)/bin/cargo-deny ## check the dependencies against the advisory database (ADVISORY_DB=... for a clone, offline)
-	@scripts/need python3 git
+	@scripts/need cargo python3 git
+	@$(CARGO) fetch --locked --quiet # of all platforms; nothing where all are there
 	@ADVISORY_DB="$(ADVISORY_DB)" scripts/audit "$(CARGO_DENY_HOME)/bin/cargo-deny"
 
 .PHONY: sbom
