@@ -16,8 +16,9 @@ pub(crate) struct Connections {
     max_connections: Checked<usize>,
 
     /// Images of one connection that may wait, at most; beyond it requests are refused with 503. Whatever this is, a connection
-    /// has no more images waiting than there are places left in the queue: one that floods leaves half of it to others. Images
-    /// of different connections are run in turns [default: --max-queue].
+    /// has no more images waiting than there are places left in the queue, and the last eighth of all places is for connections
+    /// with none: those that flood leave half of it, or that, to others. Images of different connections are run in turns
+    /// [default: --max-queue].
     #[arg(long, env = "BLOCKDROP_MAX_QUEUE_PER_CONNECTION")]
     max_queue_per_connection: Option<Checked<usize>>,
 

@@ -16,7 +16,7 @@ use super::wait::Ahead;
 pub enum Refused {
     /// As many images wait as may.
     Full,
-    /// As many images of the flow wait as may, or as there are places left.
+    /// As many images of the flow wait as may, or as there are places left for it.
     FlowFull,
     /// It would be answered so much too late.
     Late(Duration),
@@ -63,7 +63,7 @@ impl Flow {
 pub struct Bounds {
     /// Images that may wait.
     pub images: usize,
-    /// Of these, images of one flow; at most as many as there are places left, whatever this is.
+    /// Of these, images of one flow; at most as many as there are places left for it, whatever this is.
     pub of_flow: usize,
     pub workers: usize,
     pub decoders: usize,
@@ -192,10 +192,12 @@ impl Admission {
         if self.is_stopping() {
             return Err(Refused::Stopping);
         }
-        if self.room.available_permits() == 0 {
+        let free = self.room.available_permits();
+        if free == 0 {
             return Err(Refused::Full);
         }
-        if flow.waiting.load(Ordering::Relaxed) >= self.most_of_flow() {
+        let waiting = flow.waiting.load(Ordering::Relaxed);
+        if waiting >= self.most_of_flow(waiting, free) {
             return Err(Refused::FlowFull);
         }
         self.in_time(flow, 1, Cost::default(), left)
@@ -209,9 +211,9 @@ impl Admission {
     pub fn places(&self, flow: &Arc<Flow>, count: usize, cost: Cost, left: Duration) -> Result<Vec<Slot>, Refused> {
         self.in_time(flow, count, cost, left)?;
         let wanted = u32::try_from(count).map_err(|_| Refused::Full)?;
-        let most = self.most_of_flow();
+        let free = self.room.available_permits();
         let mut all = Arc::clone(&self.room).try_acquire_many_owned(wanted).map_err(|_| Refused::Full)?;
-        let within = |waiting: usize| waiting.checked_add(count).filter(|sum| *sum <= most);
+        let within = |waiting: usize| waiting.checked_add(count).filter(|sum| *sum <= self.most_of_flow(waiting, free));
         let before = flow.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, within);
         if before.map_err(|_| Refused::FlowFull)? == 0 && count > 0 {
             self.load.flows.fetch_add(1, Ordering::Relaxed);
@@ -234,10 +236,12 @@ impl Admission {
         Ok(slots.collect())
     }
 
-    /// How many images of a flow may wait now: as many as there are places left. However many flows flood, each leaves as much
-    /// as it has, so that one that comes finds a place.
-    fn most_of_flow(&self) -> usize {
-        self.room.available_permits().min(self.bounds.of_flow)
+    /// How many images of a flow of which some are `waiting` may wait while so many places are `free`: as many as that, so that
+    /// each flow that floods leaves as much as it has; and the last eighth of all places are for flows of which nothing waits,
+    /// so that one that comes finds a place though many flood.
+    fn most_of_flow(&self, waiting: usize, free: usize) -> usize {
+        let for_it = if waiting == 0 { free } else { waiting + free.saturating_sub(self.bounds.images / 8) };
+        free.min(for_it).min(self.bounds.of_flow)
     }
 
     /// Checks that the last of `count` images more would be answered within the time that is `left`. While nothing waits
@@ -355,10 +359,32 @@ mod tests {
             }
             if round > 400 {
                 drop(taken(&admission, &Flow::new(), 2).unwrap_or_else(|refused| panic!("round {round}: {refused:?}")));
-                assert!(waiting.iter().all(|slots| slots.len() <= 64 / 12), "they share what there is");
+                assert!(waiting.iter().all(|slots| slots.len() <= 64 / 8 + 1), "they share what there is");
             }
             drop(waiting[round % 12].pop());
         }
+        drop(waiting);
+        assert!(is_empty(&admission));
+    }
+
+    /// Forty flows, none of which would take more than its share of 64.
+    #[test]
+    fn the_last_places_are_for_flows_of_which_nothing_waits() {
+        let (admission, floods) = (admission(64, 64), [(); 40].map(|()| Flow::new()));
+        let mut waiting: Vec<Slot> = Vec::new();
+        while let Some(more) = floods.iter().find_map(|flow| taken(&admission, flow, 1).ok()) {
+            waiting.extend(more);
+        }
+        // Those that had nothing took one of the last.
+        let of_each = floods.each_ref().map(|flow| flow.waiting.load(Ordering::Relaxed));
+        assert_eq!(of_each[..12], [32, 16, 8, 1, 1, 1, 1, 1, 1, 1, 1, 0]);
+        waiting.drain(..9);
+        assert_eq!(taken(&admission, &floods[3], 2).unwrap_err(), Refused::FlowFull, "an eighth would not be left");
+        waiting.extend(taken(&admission, &floods[3], 1).unwrap());
+        assert_eq!(admission.check(&floods[4], LONG), Err(Refused::FlowFull));
+        let come = Flow::new();
+        waiting.extend(taken(&admission, &come, 8).unwrap());
+        assert_eq!(admission.check(&come, LONG), Err(Refused::Full));
         drop(waiting);
         assert!(is_empty(&admission));
     }
