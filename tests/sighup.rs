@@ -122,9 +122,10 @@ async fn a_directory_that_is_not_there_unloads_nothing() {
     let said = |line: &Value| line["message"].as_str().is_some_and(|text| text.starts_with("models not reloaded"));
     contains(server.logged(said)["error"].as_str().unwrap(), &["no model found, expected <name>/<version>"]);
     assert_eq!(server.classify("", png(1)).await["model"], "net");
-    assert_eq!(reloads(&server).await, [0.0, 1.0, 0.0]);
+    assert_eq!(reloads(&server).await, [0.0, 1.0, 1.0]);
     std::fs::rename(aside.path().join("net"), &model).unwrap();
     assert_eq!(hang_up(&mut server), [0, 1, 0, 0]);
+    assert_eq!(reloads(&server).await, [1.0, 1.0, 0.0]);
 }
 
 #[tokio::test]

@@ -61,7 +61,7 @@ pub struct Indexed {
     pub version: String,
     /// `READY` or `UNAVAILABLE`
     pub state: &'static str,
-    /// Why it is unavailable.
+    /// Why it is unavailable, or why what is on disk of its model is not served in its place.
     pub reason: String,
 }
 
@@ -162,6 +162,8 @@ impl Registry {
         let on_disk = disk::model_names(&self.dir).map_err(|error| {
             tracing::error!(%error, "models not reloaded; what was served is served on");
             self.count(false);
+            // What is there of any model cannot be told.
+            self.loader.metrics.models_refused.set(self.models().len().max(1) as i64);
             error
         })?;
         let by_hand = |name: &str| matches!(self.reasons().get(name), Some(Reason::Unloaded));
@@ -314,7 +316,7 @@ impl Registry {
         self.retired.take(gone, move || give_up.load(Ordering::Relaxed));
     }
 
-    /// The versions that are served, by name, the oldest first.
+    /// The versions that are served, by name, the oldest first, without reasons.
     pub fn loaded(&self) -> Vec<Indexed> {
         let models = self.models();
         models.values().flat_map(|versions| versions.values()).map(|model| Indexed::ready(model)).collect()
@@ -325,6 +327,11 @@ impl Registry {
     pub fn index(&self) -> Vec<Indexed> {
         let mut index = self.loaded();
         let reasons = self.reasons().clone();
+        for entry in &mut index {
+            if let Some(Reason::Refused(reason)) = reasons.get(&entry.name) {
+                entry.reason.clone_from(reason);
+            }
+        }
         for (name, version, _) in disk::scan(&self.dir).unwrap_or_default() {
             let version = version.to_string();
             if !index.iter().any(|entry| entry.name == name && entry.version == version) {
