@@ -140,9 +140,9 @@ fn a_library_that_is_no_onnxruntime_is_said_in_one_sentence() {
     serve(b"").failed(1, &["libonnxruntime.so: ", "expected version 1.24 or newer"]);
     serve(b"no library at all").failed(1, &["libonnxruntime.so: ", "expected version 1.24 or newer"]);
     fs::remove_file(&place.library).unwrap();
-    place.serve(&[], &[]).failed(1, &["libonnxruntime.so: no such file (ORT_DYLIB_PATH)"]);
+    place.serve(&[], &[]).failed(1, &["libonnxruntime.so: no such file (--onnxruntime or ORT_DYLIB_PATH)"]);
     symlink("/nowhere", &place.library).unwrap();
-    place.serve(&[], &[]).failed(1, &["libonnxruntime.so: no such file (ORT_DYLIB_PATH)"]);
+    place.serve(&[], &[]).failed(1, &["libonnxruntime.so: no such file (--onnxruntime or ORT_DYLIB_PATH)"]);
     fs::remove_file(&place.library).unwrap();
     fs::create_dir(&place.library).unwrap();
     place.serve(&[], &[]).failed(1, &["libonnxruntime.so: it is a directory"]);

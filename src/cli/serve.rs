@@ -25,6 +25,7 @@ use super::traces::Traces;
 use super::{Failure, Usage, room};
 
 #[derive(Debug, Args)]
+#[command(allow_negative_numbers = true)]
 pub(crate) struct Options {
     /// Address of the HTTP listener.
     #[arg(long, env = "BLOCKDROP_HTTP_ADDR", default_value = "0.0.0.0:8080")]

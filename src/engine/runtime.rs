@@ -1,5 +1,6 @@
 //! ONNX Runtime: its library loaded at run time, one environment for the process.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -15,7 +16,7 @@ pub enum RuntimeError {
          `scripts/fetch-onnxruntime` fetches one and prints its path"
     )]
     Unnamed,
-    #[error("ONNX Runtime's library {}: no such file (ORT_DYLIB_PATH)", .0.display())]
+    #[error("ONNX Runtime's library {}: no such file (--onnxruntime or ORT_DYLIB_PATH)", .0.display())]
     Missing(PathBuf),
     #[error("ONNX Runtime's library {}: {reason}", path.display())]
     Damaged { path: PathBuf, reason: String },
@@ -52,8 +53,14 @@ impl Runtime {
             let reason = "it is a directory".to_owned();
             return Err(RuntimeError::Damaged { path: path.to_path_buf(), reason });
         }
-        if !path.is_file() {
-            return Err(RuntimeError::Missing(path.to_path_buf()));
+        let refused = match path.metadata() {
+            Ok(found) if found.is_file() => None,
+            Ok(_) => Some("it is no regular file".to_owned()),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Err(RuntimeError::Missing(path.to_path_buf())),
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(reason) = refused {
+            return Err(RuntimeError::Damaged { path: path.to_path_buf(), reason });
         }
         // Loaders look for a relative path in places of their own.
         let path = &std::path::absolute(path).map_err(|_| RuntimeError::Missing(path.to_path_buf()))?;
