@@ -278,20 +278,23 @@ pub async fn serve(
     while metrics.inflight.get() > 0 && started.elapsed() < settings.drain {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    let left = || settings.drain.saturating_sub(started.elapsed()).max(LAST_BYTES);
+    // One for all that follows, so that the process ends within `LAST_BYTES` of the time to drain, and as much for operators.
+    let until = Instant::now() + settings.drain.saturating_sub(started.elapsed()).max(LAST_BYTES);
+    let left = || until.saturating_duration_since(Instant::now());
     // Counted before connections are cut off: that drops what is still being answered on them.
     let unanswered = metrics.inflight.get();
     health.end().await;
-    let slow = Instant::now() + left();
-    tokio::join!(http.stop(slow), grpc.stop(slow));
+    tokio::join!(http.stop(until), grpc.stop(until));
     let ended = service.scheduler.finish(left());
     paths.stop();
     let ended = registry.close(left()).await && ended;
     registry.save_profiles();
-    if let Some(tracer) = tracer {
-        drop(tokio::task::spawn_blocking(move || tracer.stop(LAST_SPANS)).await);
-    }
-    admin.stop(Instant::now() + LAST_BYTES).await;
+    let spans = async {
+        if let Some(tracer) = tracer {
+            drop(tokio::task::spawn_blocking(move || tracer.stop(LAST_SPANS)).await);
+        }
+    };
+    tokio::join!(spans, admin.stop(Instant::now() + LAST_BYTES));
     drop(apart);
     if lost {
         return Err(ServeError::Lost);

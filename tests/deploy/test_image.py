@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 from binary import call, refused
-from files import DEPLOY, ROOT, load, run, tool
+from files import DEPLOY, ENDING, ROOT, load, run, tool
 
 DOCKERFILE = ROOT / "Dockerfile"
 COMPOSE = DEPLOY / "compose.yaml"
@@ -126,6 +126,7 @@ def test_the_image_serves_as_nobody_in_particular(target):
 def test_the_server_takes_what_the_image_sets(target, options):
     said = environment(target)
     assert said.pop("ORT_DYLIB_PATH") == "/opt/onnxruntime/libonnxruntime.so"
+    assert said.pop("NVIDIA_TF32_OVERRIDE", None) == {"cpu": None, "cuda": "0"}[target]
     assert said.keys() <= {variable for variable, _ in options.values()}
     assert refused([], said) == []
     assert said.get("BLOCKDROP_PROVIDER", "cpu") == target
@@ -193,7 +194,7 @@ def test_the_compose_file_fits_the_image(options):
     [job] = load(DEPLOY / "prometheus" / "prometheus.yml")["scrape_configs"]
     assert job["static_configs"][0]["targets"] == [f"blockdrop:{admin}"]
     drain = int(options["--drain-timeout"][1].removesuffix("s"))
-    assert int(server["stop_grace_period"].removesuffix("s")) > drain
+    assert int(server["stop_grace_period"].removesuffix("s")) > drain + ENDING
     assert server["read_only"] is True
 
 

@@ -12,7 +12,7 @@ import yaml
 import kustomize
 from binary import refused
 from exported import series
-from files import DEPLOY, ROOT, load, run
+from files import DEPLOY, ENDING, ROOT, load, run
 from schemas import SCHEMAS
 from server import PATIENCE
 
@@ -159,7 +159,7 @@ def test_kserve_finds_the_listeners(runtime, kserve, options):
 
 
 def test_what_is_probed_and_scraped_is_there(container, runtime, kserve, objects, server):
-    listeners = {"http": server.http, "admin": server.admin, 8080: server.http}
+    listeners = {"http": server.http, "admin": server.admin, 8080: server.http, 8081: server.admin}
     asked = [
         (listeners[probe["httpGet"]["port"]], probe["httpGet"]["path"])
         for each in (container, runtime)
@@ -234,7 +234,15 @@ def test_the_autoscaler_follows_a_metric_that_is_exported(objects, exported, lim
 def test_accepted_requests_are_answered_before_the_pod_is_killed(pod, container, options):
     sleep = container["lifecycle"]["preStop"]["sleep"]["seconds"]
     drain = int(options["--drain-timeout"][1].removesuffix("s"))
-    assert pod["terminationGracePeriodSeconds"] > sleep + drain
+    assert pod["terminationGracePeriodSeconds"] > sleep + drain + ENDING
+
+
+def test_kserve_probes_what_clients_cannot_fill(runtime):
+    said = dict(arg.removeprefix("--").split("=", 1) for arg in runtime["args"] if "=" in arg)
+    probe = runtime["livenessProbe"]["httpGet"]
+    assert (probe["path"], str(probe["port"])) == ("/livez", said["admin-addr"].rsplit(":")[-1])
+    # KServe leaves pods the default of Kubernetes.
+    assert int(said["drain-timeout"].removesuffix("s")) + ENDING < 30
 
 
 def fixed(name):
@@ -254,7 +262,8 @@ def test_memory_holds_what_the_limits_allow(container, runtime, limits):
         # To HTTP and to gRPC, either of which takes HTTP/2.
         http2 = fixed("HTTP2_UNREAD_BYTES") + fixed("HTTP2_STREAMS") * fixed("HTTP2_HEAD_BYTES")
         buffered = 2 * connections * max(fixed("HTTP1_BYTES"), http2)
-        bodies = limits["--max-bodies-bytes"]
+        # A body that grows is copied.
+        bodies = 2 * limits["--max-bodies-bytes"]
         assert decoding + bodies + buffered + memory / 4 + (96 << 20) <= memory
 
 
