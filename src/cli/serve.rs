@@ -142,7 +142,7 @@ pub(crate) struct Options {
     #[arg(long, env = "BLOCKDROP_REQUEST_TIMEOUT", default_value = "10s")]
     request_timeout: Checked<humantime::Duration>,
 
-    /// Time for accepted requests to be answered after SIGTERM or SIGINT. The process ends within 4 s after that.
+    /// Time for accepted requests to be answered after SIGTERM or SIGINT. The process ends within 5 s after that.
     #[arg(long, env = "BLOCKDROP_DRAIN_TIMEOUT", default_value = "25s")]
     drain_timeout: Checked<humantime::Duration>,
 

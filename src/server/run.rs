@@ -124,6 +124,9 @@ const OPERATORS: usize = 64;
 /// Time for the last answers to get out once they are made, at least, and for connections to be closed by both sides.
 const LAST_BYTES: Duration = LINGER.saturating_mul(2);
 
+/// Time for workers that have nothing to do to end, and for models that nobody uses, at least.
+const MOMENT: Duration = Duration::from_millis(500);
+
 /// Time for the last spans to be exported.
 const LAST_SPANS: Duration = Duration::from_secs(2);
 
@@ -278,9 +281,9 @@ pub async fn serve(
     while metrics.inflight.get() > 0 && started.elapsed() < settings.drain {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    // One for all that follows, so that the process ends within `LAST_BYTES` of the time to drain, and as much for operators.
+    // One for all that follows. Connections may take all of it: workers and models have a moment to end all the same.
     let until = Instant::now() + settings.drain.saturating_sub(started.elapsed()).max(LAST_BYTES);
-    let left = || until.saturating_duration_since(Instant::now());
+    let left = || until.saturating_duration_since(Instant::now()).max(MOMENT);
     // Counted before connections are cut off: that drops what is still being answered on them.
     let unanswered = metrics.inflight.get();
     health.end().await;

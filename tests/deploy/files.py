@@ -9,9 +9,9 @@ from pathlib import Path
 
 import yaml
 
-# Seconds that the server's end may take beyond --drain-timeout: LAST_BYTES in src/server/run.rs, for connections and once more
-# for operators.
-ENDING = 4
+# Seconds that the server's end may take beyond --drain-timeout: LAST_BYTES in src/server/run.rs for connections and once more for
+# operators, MOMENT for workers and once more for models.
+ENDING = 5
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 RULES = DEPLOY / "prometheus" / "rules.yml"
