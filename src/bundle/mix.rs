@@ -3,11 +3,8 @@
 use super::assembly::{Assembly, border, result};
 use super::join::JoinError;
 use super::onnx::tensor_proto::DataType;
-use super::onnx::tensor_shape_proto::{Dimension, dimension};
-use super::onnx::{
-    AttributeProto, ModelProto, TensorShapeProto, TypeProto, ValueInfoProto,
-    type_proto::{self, Tensor},
-};
+use super::onnx::tensor_shape_proto::dimension;
+use super::onnx::{AttributeProto, ModelProto, ValueInfoProto};
 use super::{Block, Bundle};
 
 /// The inputs of a [mixed](mix) graph beside the images.
@@ -29,8 +26,8 @@ pub fn mix(bundle: &Bundle) -> Result<ModelProto, JoinError> {
     let mut mixed = Assembly::new("mixed");
     let images = border(&bundle.stem);
     mixed.input(images.clone());
-    mixed.input(integers(ROWS, dimension::Value::DimParam("rows".to_owned())));
-    mixed.input(integers(COUNTS, dimension::Value::DimValue(2 * count as i64)));
+    mixed.input(ValueInfoProto::tensor(ROWS, DataType::Int64, vec![dimension::Value::DimParam("rows".to_owned())]));
+    mixed.input(ValueInfoProto::tensor(COUNTS, DataType::Int64, vec![dimension::Value::DimValue(2 * count as i64)]));
     let parts = |what: &str| (0..count).map(|index| format!("{index}/{what}")).collect::<Vec<String>>();
     let (rows, places) = (parts("rows"), parts("places"));
     let mut carried = mixed.add(&bundle.stem, "stem/".to_owned(), images.name(), None)?;
@@ -55,11 +52,4 @@ pub fn mix(bundle: &Bundle) -> Result<ModelProto, JoinError> {
     }
     carried = mixed.add(&bundle.head, "head/".to_owned(), &carried, None)?;
     Ok(mixed.finish(&carried, result(&bundle.head)))
-}
-
-fn integers(name: &str, length: dimension::Value) -> ValueInfoProto {
-    let dim = vec![Dimension { value: Some(length), ..Dimension::default() }];
-    let tensor = Tensor { elem_type: Some(DataType::Int64 as i32), shape: Some(TensorShapeProto { dim }) };
-    let of = TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..TypeProto::default() };
-    ValueInfoProto { name: Some(name.to_owned()), r#type: Some(of), ..ValueInfoProto::default() }
 }

@@ -9,6 +9,7 @@ pub use generated::*;
 
 use attribute_proto::AttributeType;
 use tensor_proto::DataType;
+use tensor_shape_proto::{Dimension, dimension};
 
 impl AttributeProto {
     /// An attribute that is a list of integers.
@@ -24,6 +25,16 @@ impl AttributeProto {
     /// An attribute that is an integer.
     pub fn of_int(name: &str, value: i64) -> Self {
         Self { name: Some(name.to_owned()), r#type: Some(AttributeType::Int as i32), i: Some(value), ..Self::default() }
+    }
+}
+
+impl ValueInfoProto {
+    /// A tensor of those sides.
+    pub fn tensor(name: &str, element: DataType, sides: Vec<dimension::Value>) -> Self {
+        let dim = sides.into_iter().map(|side| Dimension { value: Some(side), ..Dimension::default() }).collect();
+        let tensor = type_proto::Tensor { elem_type: Some(element as i32), shape: Some(TensorShapeProto { dim }) };
+        let of = TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..TypeProto::default() };
+        Self { name: Some(name.to_owned()), r#type: Some(of), ..Self::default() }
     }
 }
 

@@ -12,11 +12,8 @@ use super::error::EngineError;
 use super::runtime::Runtime;
 use super::sizes::Sizes;
 use crate::bundle::onnx::tensor_proto::DataType;
-use crate::bundle::onnx::tensor_shape_proto::{Dimension, dimension};
-use crate::bundle::onnx::type_proto::{self, Tensor};
-use crate::bundle::onnx::{
-    GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto, TypeProto, ValueInfoProto,
-};
+use crate::bundle::onnx::tensor_shape_proto::dimension;
+use crate::bundle::onnx::{GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto};
 
 /// What the graphs run on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -139,13 +136,7 @@ impl Provider {
 /// A graph of one convolution, of a single value.
 fn smallest() -> Vec<u8> {
     const SHAPE: [i64; 4] = [1; 4];
-    let value = |name: &str| {
-        let side = |side| Dimension { value: Some(dimension::Value::DimValue(side)), ..Dimension::default() };
-        let shape = TensorShapeProto { dim: SHAPE.into_iter().map(side).collect() };
-        let tensor = Tensor { elem_type: Some(DataType::Float as i32), shape: Some(shape) };
-        let of = TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..TypeProto::default() };
-        ValueInfoProto { name: Some(name.to_owned()), r#type: Some(of), ..ValueInfoProto::default() }
-    };
+    let value = |name| ValueInfoProto::tensor(name, DataType::Float, SHAPE.map(dimension::Value::DimValue).to_vec());
     let filter = TensorProto {
         name: Some("filter".to_owned()),
         dims: SHAPE.to_vec(),
