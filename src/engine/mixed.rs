@@ -19,7 +19,7 @@ impl Mixed {
     /// For `size` images at a time, or any number.
     pub(super) fn new(bundle: &Bundle, sessions: &Sessions, size: Option<usize>) -> Result<Self, EngineError> {
         let session = sessions.make(&mix(bundle)?.encode_to_vec(), "the net as one graph for mixed masks", false)?;
-        let bound = Bound::new(session, sessions.provider, &bundle.stem.input, &bundle.head.output, size);
+        let bound = Bound::new(session, sessions.provider, &bundle.stem.input, &bundle.head.output, size, false);
         Ok(Self { bound, rows: Rows::new(bundle.blocks.len(), size) })
     }
 

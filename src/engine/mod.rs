@@ -4,6 +4,7 @@
 //! compiled as one graph where there is one ([`Paths`]), and block by block where there is none yet. Images of different
 //! masks run in one batch where that was measured to take less. All its methods may be called by several threads at once.
 
+mod buffers;
 mod cache;
 mod error;
 mod executor;
@@ -18,7 +19,6 @@ mod seen;
 mod session;
 mod sizes;
 mod speeds;
-mod staged;
 mod version;
 mod weights;
 
@@ -175,7 +175,7 @@ impl Engine {
     fn make_policy(&self, size: Option<usize>) -> Result<Bound, EngineError> {
         let graph = &self.bundle.policy;
         let session = self.sessions.of(graph)?;
-        let mut policy = Bound::new(session, self.sessions.provider, &graph.input, &graph.output, size);
+        let mut policy = Bound::new(session, self.sessions.provider, &graph.input, &graph.output, size, false);
         // The first run is slower than those after it.
         sound(policy.run(&[&self.source.zeros()])?, || graph.file.display().to_string())?;
         Ok(policy)

@@ -1,16 +1,16 @@
-//! One ONNX graph made ready on a provider, with its input and output bound to buffers of its own.
+//! One ONNX graph made ready on a provider, with buffers of its own for its input and output.
 
 use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ort::session::{IoBinding, Session};
+use ort::session::Session;
 use ort::value::Tensor;
 
+use super::buffers::Buffers;
 use super::error::EngineError;
 use super::provider::Provider;
 use super::runtime::Runtime;
-use super::staged::Staged;
 use super::weights::Weights;
 use crate::bundle::Graph;
 
@@ -62,46 +62,39 @@ impl Sessions {
     }
 }
 
-/// A session that takes f32 images `[N, ...]` and gives one f32 output `[N, ...]`. Both are bound to buffers of its own,
-/// which stay for the sizes of batches that came last.
+/// A session that takes f32 images `[N, ...]` and gives one f32 output `[N, ...]`, with buffers of its own, which stay for the
+/// sizes of batches that came last.
 pub(super) struct Bound {
     session: Session,
     provider: Provider,
     /// Of one image, without N.
     input: Vec<i64>,
     output: Vec<i64>,
-    names: (String, String),
     /// Images that it runs at a time, where that is always the same; fewer are filled up with zeros.
     size: Option<usize>,
-    /// The one used last comes last.
-    buffers: Vec<Buffers>,
-}
-
-struct Buffers {
-    images: usize,
-    input: Staged,
-    output: Staged,
-    binding: IoBinding,
+    /// Whether it is captured as a CUDA graph.
+    graph: bool,
+    /// With the images of their batches. Those used last come last.
+    buffers: Vec<(usize, Buffers)>,
 }
 
 /// Bytes of a session's input buffers that stay from run to run, at most, where more than one stays.
 const KEPT_BYTES: usize = 256 << 10;
 
 impl Bound {
-    /// `input` and `output` are the shapes of one image, as the checked graph has them. The images are the first input.
+    /// `input` and `output` are the shapes of one image, as the checked graph has them. The images are the first input. `graph` is
+    /// what the session was [made](Sessions::make) with.
     pub(super) fn new(
         session: Session,
         provider: Provider,
         input: &[u64],
         output: &[u64],
         size: Option<usize>,
+        graph: bool,
     ) -> Self {
         let shape = |sides: &[u64]| sides.iter().map(|&side| side as i64).collect();
-        let name = |outlets: &[ort::value::Outlet]| outlets.first().map(|outlet| outlet.name().to_owned());
-        let names = (name(session.inputs()), name(session.outputs()));
-        let (Some(first), Some(last)) = names else { unreachable!("a checked graph has an input and an output") };
-        let (input, output, names) = (shape(input), shape(output), (first, last));
-        Self { session, provider, input, output, names, size, buffers: Vec::new() }
+        let (input, output) = (shape(input), shape(output));
+        Self { session, provider, input, output, size, graph, buffers: Vec::new() }
     }
 
     /// What the buffers of a session take at most between runs, for inputs of `image` bytes each.
@@ -137,40 +130,35 @@ impl Bound {
         assert!(images.iter().all(|image| image.len() == elements), "an image has the model's input size");
         let size = self.size(images.len());
         assert!(images.len() <= size, "{} images are more than {size}", images.len());
-        let bound = self.buffers.iter().position(|buffers| buffers.images == size);
-        let mut buffers = match bound {
-            Some(at) => self.buffers.remove(at),
-            None => self.bind(size)?,
+        let there = self.buffers.iter().position(|(images, _)| *images == size);
+        let mut buffers = match there {
+            Some(at) => self.buffers.remove(at).1,
+            None => self.make(size)?,
         };
-        let pixels = buffers.input.values_mut();
+        let pixels = buffers.images();
         for (row, image) in pixels.chunks_exact_mut(elements).zip(images) {
             row.copy_from_slice(image);
         }
         pixels[images.len() * elements..].fill(0.0);
-        buffers.input.send()?;
-        for (name, value) in more {
-            buffers.binding.bind_input(*name, value)?;
-        }
-        drop(self.session.run_binding(&buffers.binding)?);
-        buffers.output.fetch()?;
         let each = self.output.iter().product::<i64>() as usize;
-        let result = buffers.output.values().chunks_exact(each).take(images.len()).map(<[f32]>::to_vec).collect();
-        self.keep(buffers);
+        let rows = |values: &[f32]| values.chunks_exact(each).take(images.len()).map(<[f32]>::to_vec).collect();
+        let result = buffers.run(&mut self.session, more, rows)?;
+        self.keep(size, buffers);
         Ok(result)
     }
 
     /// Keeps buffers for the next run, and of the others as many as fit beside them; those of the one size that it runs, or
     /// of a single image, always.
-    fn keep(&mut self, buffers: Buffers) {
+    fn keep(&mut self, size: usize, buffers: Buffers) {
         let bytes = self.elements() * size_of::<f32>();
         let fits = |images: usize| images == self.size.unwrap_or(1) || images * bytes <= KEPT_BYTES;
-        if !fits(buffers.images) {
+        if !fits(size) {
             return;
         }
-        self.buffers.push(buffers);
+        self.buffers.push((size, buffers));
         let mut left = KEPT_BYTES.max(self.size.unwrap_or(1) * bytes);
-        let kept = self.buffers.iter().rev().take_while(|buffers| {
-            let room = left.checked_sub(buffers.images * bytes);
+        let kept = self.buffers.iter().rev().take_while(|(images, _)| {
+            let room = left.checked_sub(images * bytes);
             left = room.unwrap_or(left);
             room.is_some()
         });
@@ -178,14 +166,9 @@ impl Bound {
         self.buffers.drain(..self.buffers.len() - kept);
     }
 
-    fn bind(&self, images: usize) -> Result<Buffers, EngineError> {
+    fn make(&self, images: usize) -> ort::Result<Buffers> {
         let batch =
             |shape: &[i64]| -> Vec<i64> { std::iter::once(images as i64).chain(shape.iter().copied()).collect() };
-        let mut binding = self.session.create_binding()?;
-        let mut input = Staged::new(&self.session, self.provider, &batch(&self.input))?;
-        let mut output = Staged::new(&self.session, self.provider, &batch(&self.output))?;
-        binding.bind_input(&*self.names.0, input.bound())?;
-        binding.bind_output(&*self.names.1, output.bound())?;
-        Ok(Buffers { images, input, output, binding })
+        Buffers::new(&self.session, self.provider, &batch(&self.input), &batch(&self.output), self.graph)
     }
 }
