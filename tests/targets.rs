@@ -181,7 +181,7 @@ fn the_full_net_is_there_for_every_size() {
     }
 }
 
-/// After measuring, images of several masks get what each gets alone, whether they run together or not.
+/// After measuring, images get what each gets alone, whether masks run together or not and batches are taken apart or not.
 #[test]
 fn what_was_measured_changes_no_answer() {
     let net = Net { segments: vec![4, 4, 4], ..Net::tiny(3) };
@@ -201,6 +201,18 @@ fn what_was_measured_changes_no_answer() {
         for (at, logits) in engine.run_mixed(&mixture).into_iter().enumerate() {
             let expected = reference(&net.reference(&masks[at]), 16, &images[at]);
             assert_close(&logits.unwrap(), &expected, tolerance, name);
+        }
+        let alike: Vec<&[f32]> = images.iter().map(|image| &**image).collect();
+        let onnx = net.reference(&masks[1]);
+        for count in [12, 11, 7, 3] {
+            let looked = engine.policy_logits(&alike[..count]).unwrap();
+            let ran = engine.run(&masks[1], &alike[..count]);
+            assert_eq!((looked.len(), ran.logits.len()), (count, count), "{name}");
+            for (at, logits) in ran.logits.into_iter().enumerate() {
+                assert_close(&logits.unwrap(), &reference(&onnx, 16, alike[at]), tolerance, name);
+                let alone = engine.policy_logits(&alike[at..=at]).unwrap();
+                assert_close(&looked[at], &alone[0], tolerance, name);
+            }
         }
     }
 }

@@ -14,6 +14,7 @@ mod mixed;
 mod paths;
 mod pool;
 mod provider;
+mod rooms;
 mod runtime;
 mod seen;
 mod session;
@@ -37,6 +38,7 @@ use executor::{BlockByBlock, Executor};
 use mixed::Mixed;
 use paths::Source;
 use pool::Pool;
+use rooms::Rooms;
 use session::{Bound, Sessions};
 use speeds::{Curve, Group, Speeds, shortest};
 
@@ -117,14 +119,25 @@ pub struct Engine {
     costs: Costs,
     policies: Pool<Bound>,
     mixed: Pool<Mixed>,
+    rooms: Arc<Rooms>,
     /// `None` where the graph for mixed masks runs what has no compiled path.
     blocks: Option<BlockByBlock>,
     source: Arc<Source>,
     paths: Arc<Paths>,
     sessions: Sessions,
     tactics: Tactics,
-    /// Once [measured](Self::measure); `None` where images of different masks never run together.
-    speeds: OnceLock<Option<Speeds>>,
+    /// Once it [was](Self::measure).
+    measured: OnceLock<Measured>,
+}
+
+/// What batches take.
+#[derive(Debug)]
+struct Measured {
+    /// Of the policy; `None` where batches of any size run as they are.
+    policy: Option<Curve>,
+    speeds: Speeds,
+    /// Whether images of different masks ever run together.
+    mixes: bool,
 }
 
 impl Engine {
@@ -149,12 +162,13 @@ impl Engine {
             costs: bundle.costs(),
             policies: Pool::new(),
             mixed: Pool::new(),
+            rooms: Arc::new(Rooms::new(bundle.blocks.len())),
             blocks: by_block,
             source: Arc::new(Source::new(Arc::clone(&bundle), sessions.clone(), tactics, threads, metrics)),
             paths,
             sessions,
             tactics,
-            speeds: OnceLock::new(),
+            measured: OnceLock::new(),
             bundle,
         };
         engine.paths.admit(&engine.source);
@@ -194,7 +208,7 @@ impl Engine {
             let path = || format!("the path {mask} of stem, blocks, shortcuts and head");
             sound(self.run_blocks(&mask, &[&zeros])?, path)?;
         }
-        self.mixed.each(Mixed::begin_anew);
+        self.rooms.begin_anew();
         Ok(())
     }
 
@@ -214,16 +228,16 @@ impl Engine {
                 let mut mixed = self.make_mixed(size)?;
                 // The first run is slower than those after it.
                 self.ends().iter().try_for_each(|mask| mixed.run(&[(mask, &*zeros)]).map(drop))?;
-                mixed.begin_anew();
                 Ok(mixed)
             };
             self.mixed.fill(size, self.source.threads(), mixed)?;
         }
+        self.rooms.begin_anew();
         Ok(())
     }
 
     /// Measures what batches of up to `most` images take, to know from then on when images of different masks are to run
-    /// together.
+    /// together, and where batches are of fixed sizes, which to take apart instead of filling them up.
     ///
     /// # Errors
     /// ONNX Runtime fails.
@@ -234,7 +248,7 @@ impl Engine {
         let flops = self.costs.blocks.iter().map(|block| block.kept).sum();
         let image: Vec<f32> = (0..self.source.zeros().len()).map(|at| (at as f32 * 0.618).fract() - 0.5).collect();
         let mut measured = [Vec::new(), Vec::new(), Vec::new()];
-        let (mut made_for, mut fused) = (None, Vec::new());
+        let (mut policy, mut made_for, mut fused) = (Vec::new(), None, Vec::new());
         let sizes = std::iter::successors(Some(1), |images| Some(images * 4)).take_while(|&images| images < most);
         for images in sizes.chain([most]) {
             let batch = vec![&*image; images];
@@ -243,10 +257,14 @@ impl Engine {
                 fused = masks.iter().map(|mask| self.source.fuse(mask, size)).collect::<Result<_, _>>()?;
                 made_for = Some(size);
             }
+            if size.is_some() {
+                let seconds = shortest(|| self.policy_logits(&batch).map(drop))?;
+                policy.push((images, seconds, seconds));
+            }
             let mut seconds = [[0.0; 2]; 3];
             for (at, (mask, fused)) in masks.iter().zip(&mut fused).enumerate() {
                 // A mask's own shapes, not those of the one before.
-                self.mixed.each(Mixed::begin_anew);
+                self.rooms.begin_anew();
                 let mixture: Vec<(&Mask, &[f32])> = batch.iter().map(|image| (mask, *image)).collect();
                 seconds[0][at] = shortest(|| fused.run(mask, &batch).map(drop))?;
                 seconds[2][at] = shortest(|| self.mix(&mixture).map(drop))?;
@@ -265,13 +283,15 @@ impl Engine {
         let blocks = self.blocks.is_some().then_some(blocks);
         let speeds = Speeds { fused, blocks, mixed, sizes: self.tactics.sizes() };
         let ever = speeds.ever(&self.costs, most);
-        self.mixed.each(Mixed::begin_anew);
+        self.rooms.begin_anew();
         if self.blocks.is_some() && !ever {
             self.mixed.clear();
             heap::trim();
         }
-        tracing::debug!(model = %self.bundle.dir.display(), ever, ?speeds, "measured whether masks are to be mixed");
-        drop(self.speeds.set(ever.then_some(speeds))); // the first measurement counts
+        let policy = (!policy.is_empty()).then(|| Curve::new(&policy, flops));
+        let measured = Measured { policy, speeds, mixes: ever };
+        tracing::debug!(model = %self.bundle.dir.display(), ?measured, "measured what batches take");
+        drop(self.measured.set(measured)); // the first measurement counts
         Ok(())
     }
 
@@ -318,9 +338,15 @@ impl Engine {
     /// # Panics
     /// An image is not of the model's input size.
     pub fn policy_logits(&self, images: &[&[f32]]) -> Result<Vec<Vec<f32>>, EngineError> {
-        let size = self.tactics.sizes().of(images.len());
-        // More threads than expected, or one that was lost to a panic.
-        self.policies.lend(size, || self.make_policy(size), |policy| policy.run(images))
+        let seconds = |size| self.measured.get()?.policy.as_ref().map(|policy| policy.of(size, 0));
+        let parts = self.tactics.sizes().parts(images.len(), |size| seconds(size).unwrap_or(0.0));
+        let mut logits = Vec::with_capacity(images.len());
+        for part in taken(images, parts) {
+            let size = self.tactics.sizes().of(part.len());
+            // More threads than expected, or one that was lost to a panic.
+            logits.extend(self.policies.lend(size, || self.make_policy(size), |policy| policy.run(part))?);
+        }
+        Ok(logits)
     }
 
     /// Class logits, `[C]`, of each image through the blocks of `mask`, without its compiled path: one graph after another, or
@@ -351,7 +377,7 @@ impl Engine {
     }
 
     fn make_mixed(&self, size: Option<usize>) -> Result<Mixed, EngineError> {
-        Mixed::new(&self.bundle, &self.sessions, size)
+        Mixed::new(&self.bundle, &self.sessions, size, &self.rooms)
     }
 
     /// Compiles the path of `mask` into one graph, for batches of as many images as given where each size has its own, unless
@@ -413,21 +439,39 @@ impl Backend for Engine {
     }
 
     fn run(&self, mask: &Mask, images: &[&[f32]]) -> Ran {
-        let fused = self.paths.run(&self.source, mask, images);
-        let compiled = fused.is_some();
-        let batch = fused.unwrap_or_else(|| self.run_blocks(mask, images));
-        Ran { logits: each(batch, images, |at| self.run_blocks(mask, &images[at..=at])), compiled }
+        let parts = match self.measured.get() {
+            Some(measured) => measured.speeds.parts(&self.costs, mask, images.len()),
+            None => vec![images.len()],
+        };
+        let mut ran = Ran { logits: Vec::with_capacity(images.len()), compiled: true };
+        for part in taken(images, parts) {
+            let fused = self.paths.run(&self.source, mask, part);
+            ran.compiled &= fused.is_some();
+            let batch = fused.unwrap_or_else(|| self.run_blocks(mask, part));
+            ran.logits.extend(each(batch, part, |at| self.run_blocks(mask, &part[at..=at])));
+        }
+        ran
     }
 
     fn mixes(&self) -> bool {
-        matches!(self.speeds.get(), Some(Some(_)))
+        self.measured.get().is_some_and(|measured| measured.mixes)
     }
 
     fn together(&self, groups: &[(&Mask, usize)]) -> Vec<usize> {
-        let Some(Some(speeds)) = self.speeds.get() else { return vec![0] };
-        let there = self.paths.there(&self.source, groups);
-        let groups = groups.iter().zip(there).map(|(&(mask, images), compiled)| Group { mask, images, compiled });
-        speeds.together(&self.costs, &groups.collect::<Vec<_>>())
+        let Some(Measured { speeds, mixes: true, .. }) = self.measured.get() else { return vec![0] };
+        let parts = groups.iter().map(|&(mask, images)| (mask, speeds.parts(&self.costs, mask, images)));
+        let there = self.paths.there(&self.source, parts);
+        let waiting = groups.iter().zip(there).map(|(&(mask, images), compiled)| Group { mask, images, compiled });
+        let together = speeds.together(&self.costs, &self.rooms.now(), &waiting.collect::<Vec<_>>());
+        if together.len() == 1 && groups.len() > 1 {
+            let images = groups.iter().map(|(_, images)| images).sum();
+            let mut rows = vec![0; self.costs.blocks.len()];
+            for (mask, images) in groups {
+                mask.iter().zip(&mut rows).filter(|(keep, _)| *keep).for_each(|(_, rows)| *rows += images);
+            }
+            self.tactics.sizes().of(images).inspect(|&size| self.rooms.pass(size, &rows));
+        }
+        together
     }
 
     fn run_mixed(&self, images: &[(&Mask, &[f32])]) -> Each<Vec<f32>> {
@@ -450,6 +494,12 @@ impl Drop for Engine {
     fn drop(&mut self) {
         self.paths.forget(&self.source);
     }
+}
+
+/// `images` in parts of so many.
+fn taken<'b, 'i>(images: &'b [&'i [f32]], parts: Vec<usize>) -> impl Iterator<Item = &'b [&'i [f32]]> {
+    let mut left = images;
+    parts.into_iter().map(move |part| left.split_off(..part).expect("parts of all images"))
 }
 
 /// A batch's results image by image. Values that overflow for one image say nothing of the others. Nor does an error of

@@ -377,10 +377,11 @@ impl Paths {
         self.shared.changed.notify_all();
     }
 
-    /// Whether the path of each of the masks is there for so many images.
-    pub(super) fn there(&self, source: &Source, groups: &[(&Mask, usize)]) -> Vec<bool> {
+    /// Whether the path of each of the masks is there for batches of all these numbers of images.
+    pub(super) fn there<'m>(&self, source: &Source, groups: impl Iterator<Item = (&'m Mask, Vec<usize>)>) -> Vec<bool> {
         let state = self.shared.lock();
-        groups.iter().map(|&(mask, images)| state.cache.count(&source.key(mask, images)) > 0).collect()
+        let is_there = |mask, images| state.cache.count(&source.key(mask, images)) > 0;
+        groups.map(|(mask, parts)| parts.into_iter().all(|images| is_there(mask, images))).collect()
     }
 
     /// Compiles the path of `mask` for so many images now, unless it is there. Returns whether it is there then: the least recently used

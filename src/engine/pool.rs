@@ -46,12 +46,6 @@ impl<T> Pool<T> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).entry(size).or_default().extend(all);
     }
 
-    /// Changes all that are idle.
-    pub(super) fn each(&self, change: impl Fn(&mut T)) {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.values_mut().flatten().for_each(change);
-    }
-
     /// Takes all that are idle apart.
     pub(super) fn clear(&self) {
         let gone = std::mem::take(&mut *self.idle.lock().unwrap_or_else(PoisonError::into_inner));

@@ -1,5 +1,8 @@
 //! How many images a session runs at a time.
 
+/// What a choice has to save at least to be worth it: estimates are not exact.
+pub(super) const WORTH: f64 = 0.95;
+
 /// The sizes of batches that a session runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sizes {
@@ -27,6 +30,15 @@ impl Sizes {
         }
     }
 
+    /// How `images` are run: all at once, or a power of two of them and then the others, where that takes less by the `seconds`
+    /// of a batch of a size.
+    pub(super) fn parts(self, images: usize, seconds: impl Fn(usize) -> f64) -> Vec<usize> {
+        match self {
+            Self::Any => vec![images],
+            Self::Powers => split(images, &seconds).0,
+        }
+    }
+
     /// What a session for `images` images runs some of them as: in steps of an eighth of its size, where that is fixed, so that
     /// there are few shapes.
     pub(super) fn rows(self, images: usize, rows: usize) -> usize {
@@ -39,9 +51,34 @@ pub(super) fn step(size: usize) -> usize {
     (size / 8).max(1)
 }
 
+/// The parts of so many images and the seconds of all.
+fn split(images: usize, seconds: &impl Fn(usize) -> f64) -> (Vec<usize>, f64) {
+    let size = images.next_power_of_two();
+    let whole = (vec![images], seconds(size));
+    if images < 2 || images == size {
+        return whole;
+    }
+    let (rest, rest_seconds) = split(images - size / 2, seconds);
+    let apart = seconds(size / 2) + rest_seconds;
+    if apart < WORTH * whole.1 { ([vec![size / 2], rest].concat(), apart) } else { whole }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn batches_are_split_where_that_is_cheaper_than_filling_them_up() {
+        let parts = |images, fixed: f64| Sizes::Powers.parts(images, |size| fixed + size as f64);
+        // Where images alone cost, nothing is filled up; where a run costs most, everything runs at once.
+        assert_eq!(parts(72, 0.0), [64, 8]);
+        assert_eq!(parts(7, 0.0), [4, 2, 1]);
+        assert_eq!(parts(72, 1000.0), [72]);
+        assert_eq!(parts(100, 10.0), [64, 32, 4]);
+        assert_eq!(parts(127, 1.0), [127], "one more is nothing");
+        assert_eq!([0, 1, 2, 64].map(|images| parts(images, 0.0)), [[0], [1], [2], [64]]);
+        assert_eq!(Sizes::Any.parts(72, |size| size as f64), [72]);
+    }
 
     #[test]
     fn sizes_hold_the_images_and_are_few() {

@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::sizes::Sizes;
+use super::rooms::Room;
+use super::sizes::{Sizes, WORTH};
 use crate::policy::{Costs, Mask};
 
 /// Seconds that one way to run batches takes, by the number of images: for all that is not a block, and for each FLOP of the
@@ -60,6 +61,11 @@ impl Curve {
         self.at(images, |point| point.base)
     }
 
+    /// Seconds of a batch of so many images that keep blocks of so many FLOPs.
+    pub(super) fn of(&self, images: usize, flops: u64) -> f64 {
+        self.base(images) + self.blocks(images, flops)
+    }
+
     /// Seconds of so many FLOPs an image on so many images.
     fn blocks(&self, images: usize, flops: u64) -> f64 {
         if images == 0 { 0.0 } else { flops as f64 * self.at(images, |point| point.blocks) }
@@ -88,19 +94,17 @@ pub(super) struct Speeds {
     pub(super) sizes: Sizes,
 }
 
-/// What running together has to save at least: estimates are not exact, and whoever waits alone is answered sooner.
-const WORTH: f64 = 0.95;
-
 impl Speeds {
     /// Which of `groups` run together with the first: their positions, in ascending order, 0 first. Of two kinds of choice the
     /// one that saves most: those that cost less so than in a batch of their own, looked at one after another; and the first
     /// few whatever they are, since a group that has batches filled up further may be paid for by those behind it. Where
-    /// neither is worth it, none goes along.
-    pub(super) fn together(&self, costs: &Costs, groups: &[Group<'_>]) -> Vec<usize> {
-        let (mut chosen, mut one_by_one, mut one_by_one_apart) = (Vec::new(), Mixture::new(self, costs), 0.0);
-        let (mut all, mut all_apart, mut first, mut most_saved) = (Mixture::new(self, costs), 0.0, 1, 0.0);
+    /// neither is worth it, none goes along: whoever waits alone is answered sooner. `room` is what mixtures get where batches
+    /// are of fixed sizes.
+    pub(super) fn together(&self, costs: &Costs, room: &Room, groups: &[Group<'_>]) -> Vec<usize> {
+        let (mut chosen, mut one_by_one, mut one_by_one_apart) = (Vec::new(), Mixture::new(self, costs, room), 0.0);
+        let (mut all, mut all_apart, mut first, mut most_saved) = (Mixture::new(self, costs, room), 0.0, 1, 0.0);
         for (at, group) in groups.iter().enumerate() {
-            let alone = self.alone(costs, group);
+            let alone = self.alone(costs, room, group);
             if at == 0 || one_by_one.with(group) - one_by_one.seconds < alone {
                 one_by_one.add(group);
                 chosen.push(at);
@@ -128,28 +132,42 @@ impl Speeds {
             let mask = |image: usize| Mask::from_fn(depth, |block| ((block + image) as f64 * share).fract() < share);
             let masks: Vec<Mask> = (0..most).map(mask).collect();
             let groups: Vec<Group<'_>> = masks.iter().map(|mask| Group { mask, images: 1, compiled }).collect();
-            self.together(costs, &groups).len() > 1
+            self.together(costs, &Room::default(), &groups).len() > 1
         })
     }
 
-    /// Seconds of a group as a batch of its own.
-    fn alone(&self, costs: &Costs, group: &Group<'_>) -> f64 {
+    /// How a group is run, in batches of its own.
+    pub(super) fn parts(&self, costs: &Costs, mask: &Mask, images: usize) -> Vec<usize> {
+        let flops = flops(costs, mask);
+        self.sizes.parts(images, |size| self.fused.of(size, flops))
+    }
+
+    /// Seconds of a group in batches of its own.
+    fn alone(&self, costs: &Costs, room: &Room, group: &Group<'_>) -> f64 {
+        let parts = self.parts(costs, group.mask, group.images);
         let curve = match &self.blocks {
             _ if group.compiled => &self.fused,
             Some(blocks) => blocks,
-            None => return Mixture::new(self, costs).with(group),
+            None => {
+                let part = |images| Mixture::new(self, costs, room).with(&Group { images, ..*group });
+                return parts.into_iter().map(part).sum();
+            }
         };
-        let kept = costs.blocks.iter().zip(group.mask.iter()).filter(|(_, keep)| *keep);
-        let flops = kept.map(|(block, _)| block.kept).sum();
-        let images = self.sizes.of(group.images).unwrap_or(group.images);
-        curve.base(images) + curve.blocks(images, flops)
+        let flops = flops(costs, group.mask);
+        parts.into_iter().map(|images| curve.of(self.sizes.of(images).unwrap_or(images), flops)).sum()
     }
+}
+
+/// FLOPs of the blocks that a mask keeps, on one image.
+fn flops(costs: &Costs, mask: &Mask) -> u64 {
+    costs.blocks.iter().zip(mask.iter()).filter(|(_, keep)| *keep).map(|(block, _)| block.kept).sum()
 }
 
 /// Groups that run together, and what that takes.
 struct Mixture<'s> {
     speeds: &'s Speeds,
     costs: &'s Costs,
+    room: &'s Room,
     images: usize,
     /// Images that keep each block.
     rows: Vec<usize>,
@@ -157,23 +175,21 @@ struct Mixture<'s> {
 }
 
 impl<'s> Mixture<'s> {
-    fn new(speeds: &'s Speeds, costs: &'s Costs) -> Self {
-        Self { speeds, costs, images: 0, rows: vec![0; costs.blocks.len()], seconds: 0.0 }
+    fn new(speeds: &'s Speeds, costs: &'s Costs, room: &'s Room) -> Self {
+        Self { speeds, costs, room, images: 0, rows: vec![0; costs.blocks.len()], seconds: 0.0 }
     }
 
     /// Seconds with `group` too.
     fn with(&self, group: &Group<'_>) -> f64 {
         let Speeds { mixed: curve, sizes, .. } = self.speeds;
         let images = self.images + group.images;
-        let blocks = self
-            .costs
-            .blocks
-            .iter()
-            .zip(&self.rows)
-            .zip(group.mask.iter())
-            .map(|((block, &rows), keep)| (block, if keep { rows + group.images } else { rows }))
-            .map(|(block, rows)| curve.blocks(sizes.rows(images, rows), block.kept));
-        curve.base(sizes.of(images).unwrap_or(images)) + blocks.sum::<f64>()
+        let size = sizes.of(images).unwrap_or(images);
+        let blocks = self.costs.blocks.iter().zip(&self.rows).zip(group.mask.iter()).enumerate();
+        let seconds = blocks.map(|(at, ((block, &rows), keep))| {
+            let rows = if keep { rows + group.images } else { rows };
+            curve.blocks(sizes.rows(images, rows).max(self.room.rows(size, at)), block.kept)
+        });
+        curve.base(size) + seconds.sum::<f64>()
     }
 
     fn add(&mut self, group: &Group<'_>) {
@@ -207,6 +223,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::engine::rooms::Rooms;
     use crate::policy::BlockCost;
 
     fn costs(blocks: usize) -> Costs {
@@ -231,7 +248,7 @@ mod tests {
         let masks: Vec<(Mask, usize)> = groups.iter().map(|&(text, images)| (mask(text), images)).collect();
         let groups: Vec<Group<'_>> =
             masks.iter().map(|(mask, images)| Group { mask, images: *images, compiled: true }).collect();
-        speeds.together(&costs(4), &groups)
+        speeds.together(&costs(4), &Room::default(), &groups)
     }
 
     #[test]
@@ -276,16 +293,40 @@ mod tests {
             sizes: Sizes::Powers,
         };
         let costs = costs(4);
+        let room = Room::default();
         let mask = mask("0000");
         let group = |images| Group { mask: &mask, images, compiled: true };
-        assert_eq!([1, 5, 8].map(|images| speeds.alone(&costs, &group(images))), [1.0, 8.0, 8.0]);
-        let mixed = |images| Mixture::new(&speeds, &costs).with(&group(images));
+        let alone = |speeds: &Speeds| [1, 5, 8].map(|images| speeds.alone(&costs, &room, &group(images)));
+        assert_eq!(alone(&speeds), [1.0, 5.0, 8.0], "a batch of 4 and a single image");
+        let dear = Speeds { fused: curve(10.0, 1.0, 0.0, 4), ..speeds.clone() };
+        assert_eq!(alone(&dear), [11.0, 18.0, 18.0]);
+        let mixed = |images| Mixture::new(&speeds, &costs, &room).with(&group(images));
         assert_eq!([1, 5, 8, 64].map(mixed), [1.0, 8.0, 8.0, 64.0]);
         // So do blocks, by an eighth of that.
         let speeds = Speeds { mixed: curve(0.0, 0.0, 1.0, 4), ..speeds };
         let mask = self::mask("1000");
-        let mixed = |images| Mixture::new(&speeds, &costs).with(&Group { mask: &mask, images, compiled: true });
+        let mixed = |images| Mixture::new(&speeds, &costs, &room).with(&Group { mask: &mask, images, compiled: true });
         assert_eq!([1, 5, 9, 33].map(mixed), [1.0, 5.0, 10.0, 40.0]);
+    }
+
+    #[test]
+    fn what_earlier_batches_needed_is_paid_for() {
+        let speeds = Speeds {
+            fused: curve(10.0, 0.1, 0.5, 4),
+            blocks: None,
+            mixed: curve(15.0, 0.1, 0.5, 4),
+            sizes: Sizes::Powers,
+        };
+        let masks: Vec<Mask> = ["1000", "0100", "0010", "0001"].map(mask).to_vec();
+        let groups: Vec<Group<'_>> = masks.iter().map(|mask| Group { mask, images: 1, compiled: true }).collect();
+        let (costs, rooms) = (costs(4), Rooms::new(4));
+        let together = || speeds.together(&costs, &rooms.now(), &groups);
+        assert_eq!(together(), [0, 1, 2, 3]);
+        rooms.fit(4, &[4; 4]);
+        assert_eq!(together(), [0, 1, 2, 3], "8 of time more are still less than four runs");
+        let slow = Speeds { mixed: curve(15.0, 0.1, 2.0, 4), ..speeds.clone() };
+        assert_eq!(slow.together(&costs, &rooms.now(), &groups), [0, 1], "batches of two have rooms of their own");
+        assert_eq!(slow.together(&costs, &Room::default(), &groups), [0, 1, 2, 3]);
     }
 
     proptest! {
@@ -305,22 +346,22 @@ mod tests {
                 mixed: curve(mixing * fixed, image, 1.1 * block, 4),
                 sizes,
             };
-            let costs = costs(4);
+            let (costs, room) = (costs(4), Room::default());
             let masks: Vec<Mask> = groups.iter().map(|(bits, ..)| Mask::from_fn(4, |at| bits[at])).collect();
             let mut left: Vec<Group<'_>> = masks.iter().zip(&groups)
                 .map(|(mask, &(_, power, compiled))| Group { mask, images: 1 << power, compiled }).collect();
             let mixed = |groups: &[Group<'_>]| {
-                let mut mixture = Mixture::new(&speeds, &costs);
+                let mut mixture = Mixture::new(&speeds, &costs, &room);
                 groups.iter().for_each(|group| mixture.add(group));
                 mixture.seconds
             };
-            let apart: f64 = left.iter().map(|group| speeds.alone(&costs, group)).sum();
+            let apart: f64 = left.iter().map(|group| speeds.alone(&costs, &room, group)).sum();
             let best = apart.min(mixed(&left));
             let mut planned = 0.0;
             while !left.is_empty() {
-                let together = speeds.together(&costs, &left);
+                let together = speeds.together(&costs, &room, &left);
                 let taken: Vec<Group<'_>> = together.iter().rev().map(|&at| left.remove(at)).collect();
-                planned += if let [alone] = &*taken { speeds.alone(&costs, alone) } else { mixed(&taken) };
+                planned += if let [alone] = &*taken { speeds.alone(&costs, &room, alone) } else { mixed(&taken) };
             }
             prop_assert!(planned <= 1.1 * best, "{planned} where {best} would do");
         }
@@ -337,17 +378,17 @@ mod tests {
                 mixed: curve(fixed, 1.2 * image, 1.1 * block, 4),
                 sizes: Sizes::Any,
             };
-            let costs = costs(4);
+            let (costs, room) = (costs(4), Room::default());
             let masks: Vec<Mask> = groups.iter().map(|(bits, ..)| Mask::from_fn(4, |at| bits[at])).collect();
             let groups: Vec<Group<'_>> = masks.iter().zip(&groups)
                 .map(|(mask, &(_, images, compiled))| Group { mask, images, compiled }).collect();
-            let chosen = speeds.together(&costs, &groups);
+            let chosen = speeds.together(&costs, &room, &groups);
             prop_assert_eq!(chosen[0], 0);
             prop_assert!(chosen.is_sorted_by(|left, right| left < right));
             if chosen.len() > 1 {
-                let mut mixture = Mixture::new(&speeds, &costs);
+                let mut mixture = Mixture::new(&speeds, &costs, &room);
                 chosen.iter().for_each(|&at| mixture.add(&groups[at]));
-                let apart: f64 = chosen.iter().map(|&at| speeds.alone(&costs, &groups[at])).sum();
+                let apart: f64 = chosen.iter().map(|&at| speeds.alone(&costs, &room, &groups[at])).sum();
                 prop_assert!(mixture.seconds < apart);
             }
         }
