@@ -308,6 +308,11 @@ impl Engine {
         self.sessions.provider
     }
 
+    /// How graphs are run there.
+    pub fn tactics(&self) -> Tactics {
+        self.tactics
+    }
+
     /// Has the paths compiled that are to be expected, before anybody asks: the full net's, those of the bundle's
     /// frequent masks, and those that were `seen` in an earlier run. For batches of up to `most` images, where each size has
     /// paths of its own.

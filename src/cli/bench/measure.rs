@@ -59,7 +59,7 @@ enum Way {
     Full,
     /// The policy network.
     Policy,
-    /// Each image's blocks, one graph after another.
+    /// Each image's blocks without its compiled path: one graph after another, or by the graph for mixed masks.
     Blocks,
     /// Each image's blocks as the server runs them: compiled paths.
     Paths,
@@ -74,11 +74,12 @@ enum Way {
 }
 
 impl Way {
-    fn name(self) -> &'static str {
+    fn name(self, engine: &Engine) -> &'static str {
         match self {
             Self::Full => "full net, one graph",
             Self::Policy => "policy network",
-            Self::Blocks => "kept blocks, one by one",
+            Self::Blocks if engine.tactics().block_by_block => "kept blocks, one by one",
+            Self::Blocks => "kept blocks, not compiled",
             Self::Paths => "kept blocks, one graph",
             Self::Learned => "policy and kept blocks",
             Self::Groups => "as they come, mask by mask",
@@ -280,7 +281,7 @@ pub(super) fn all(
                 workers,
                 batch,
                 together: images / batches.count(way) as f64,
-                what: way.name(),
+                what: way.name(engine),
                 rounds: ratios.len(),
                 ms_per_image: 1e3 * middle / images,
                 images_per_second: workers as f64 * images / middle,
