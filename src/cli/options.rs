@@ -60,7 +60,7 @@ impl Running {
     /// An engine for `bundle` and the workers' threads.
     pub(crate) fn engine(&self, bundle: Bundle, metrics: PathMetrics) -> Result<Engine, Failure> {
         let runtime = Runtime::load(self.onnxruntime.as_deref())?;
-        let paths = Arc::new(Paths::start(memory::quarter())?);
+        let paths = Arc::new(Paths::start(memory::for_paths(self.target.provider))?);
         Ok(Engine::new(Arc::new(bundle), runtime, self.target, self.workers, paths, metrics)?)
     }
 }

@@ -109,7 +109,7 @@ pub(crate) struct Options {
     brownout_wait: Checked<humantime::Duration>,
 
     /// Memory for compiled paths of all models, in bytes; paths beyond it run block by block [default: a quarter of what
-    /// is free].
+    /// is free; on a GPU 2 GiB of its memory].
     #[arg(long, env = "BLOCKDROP_PATH_CACHE_BYTES")]
     path_cache_bytes: Option<Checked<u64>>,
 
@@ -292,7 +292,7 @@ impl Options {
                 (Duration::from_millis(1)..=Duration::from_secs(60)).contains(&**wait)
             });
         let path_cache = match self.path_cache_bytes {
-            None => Some(memory::quarter()),
+            None => running.as_ref().map(|running| memory::for_paths(running.target.provider)),
             Some(bytes) => problems.take("--path-cache-bytes", "a number of bytes from 0", bytes, |_| true),
         };
         let max_images =

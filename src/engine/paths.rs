@@ -62,6 +62,8 @@ pub(super) struct Source {
     blocks: Vec<(u64, u64)>,
     /// Bytes of an image's tensor.
     image: u64,
+    /// Bytes of one image's largest tensor between blocks.
+    widest: u64,
 }
 
 impl Source {
@@ -75,11 +77,14 @@ impl Source {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let size = |graph: &Graph| graph.to_bytes().len() as u64;
         let blocks = bundle.blocks.iter();
+        let tensor = |sides: &[u64]| sides.iter().product::<u64>() * size_of::<f32>() as u64;
+        let outputs = blocks.clone().map(|block| tensor(&block.kept.output));
         Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             ends: size(&bundle.stem) + size(&bundle.head),
             blocks: blocks.map(|block| (size(&block.kept), block.shortcut.as_ref().map_or(0, size))).collect(),
-            image: bundle.stem.input.iter().product::<u64>() * size_of::<f32>() as u64,
+            image: tensor(&bundle.stem.input),
+            widest: outputs.fold(tensor(&bundle.stem.output), u64::max),
             bundle,
             sessions,
             tactics,
@@ -112,7 +117,8 @@ impl Source {
     }
 
     /// What a session of the path takes in memory, about: what ONNX Runtime holds for a session and for each block, the
-    /// buffers of a batch, and the weights where they are not shared, as read and as laid out for the processor.
+    /// buffers of a batch, and the weights where they are not shared, as read and as laid out for the processor. A session for
+    /// batches of one size also keeps what its tensors take: of a block the input, two within the branch, and the result.
     fn bytes(&self, Key { mask, size, .. }: &Key) -> u64 {
         const SESSION: u64 = 64 << 10;
         const BLOCK: u64 = 48 << 10;
@@ -120,7 +126,8 @@ impl Source {
             || self.blocks.iter().zip(mask.iter()).map(|(&(kept, dropped), keep)| if keep { kept } else { dropped });
         let graphs = blocks().filter(|&bytes| bytes > 0).count() as u64;
         let weights = if self.sessions.share_weights() { 0 } else { 2 * (self.ends + blocks().sum::<u64>()) };
-        SESSION + BLOCK * graphs + Bound::most_bytes(self.image, *size) + weights
+        let tensors = size.map_or(0, |images| 4 * self.widest * images as u64);
+        SESSION + BLOCK * graphs + Bound::most_bytes(self.image, *size) + weights + tensors
     }
 }
 

@@ -124,6 +124,8 @@ impl Provider {
                     .with_device_id(i32::from(device))
                     .with_tf32(false)
                     .with_cuda_graph(graph)
+                    // A session's memory on the device stays its own: as much as it needs, not the next power of two.
+                    .with_arena_extend_strategy(ep::ArenaExtendStrategy::SameAsRequested)
                     .with_conv_algorithm_search(ep::cuda::ConvAlgorithmSearch::Heuristic);
                 // Nodes that CUDA does not take are an error too, instead of running on the CPU unnoticed.
                 builder.with_execution_providers([cuda.build().error_on_failure()])?.with_disable_cpu_fallback()?
