@@ -269,6 +269,13 @@ fn images_that_cannot_be_had_are_named() {
 }
 
 #[test]
+fn nothing_is_compared_with_a_full_net_that_is_not_one_graph() {
+    let given = Given::new();
+    let flags = ["--path-cache-bytes=0", "--count=1", "--workers=1"];
+    given.bench(&given.images(), &flags).failed(1, &["no room for the full net as one graph", "--path-cache-bytes"]);
+}
+
+#[test]
 fn every_wrong_option_is_reported_at_once() {
     let wrong = [
         ("--count", "0", "1 to 100000 images"),

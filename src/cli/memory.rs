@@ -11,7 +11,7 @@ const UNKNOWN: u64 = 512 << 20;
 /// What is for compiled paths where nobody says how much, in bytes: on the CPU a quarter of what is free. Of a GPU's memory
 /// nothing is known here.
 pub(crate) fn for_paths(provider: Provider) -> u64 {
-    const ON_GPU: u64 = 2 << 30;
+    const ON_GPU: u64 = 8 << 30;
     match provider {
         Provider::Cpu => quarter(),
         Provider::Cuda(_) => ON_GPU,

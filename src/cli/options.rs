@@ -29,6 +29,11 @@ pub(crate) struct RunOn {
     /// ONNX Runtime's library, libonnxruntime.so or .dylib [default: what ORT_DYLIB_PATH names].
     #[arg(long, env = "BLOCKDROP_ONNXRUNTIME")]
     onnxruntime: Option<PathBuf>,
+
+    /// Memory for compiled paths of all models, in bytes; paths beyond it run without being compiled [default: a quarter of
+    /// what is free; on a GPU 8 GiB of its memory].
+    #[arg(long, env = "BLOCKDROP_PATH_CACHE_BYTES")]
+    path_cache_bytes: Option<Checked<u64>>,
 }
 
 /// [`RunOn`], checked.
@@ -37,6 +42,8 @@ pub(crate) struct Running {
     pub(crate) target: Target,
     pub(crate) workers: usize,
     pub(crate) onnxruntime: Option<PathBuf>,
+    /// Bytes for compiled paths.
+    pub(crate) path_cache: u64,
 }
 
 impl RunOn {
@@ -52,7 +59,11 @@ impl RunOn {
             }
         };
         let onnxruntime = self.onnxruntime.or_else(|| std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from));
-        Some(Running { target: target?, workers: workers?, onnxruntime })
+        let path_cache = match self.path_cache_bytes {
+            None => provider.map(memory::for_paths),
+            Some(bytes) => problems.take("--path-cache-bytes", "a number of bytes from 0", bytes, |_| true),
+        };
+        Some(Running { target: target?, workers: workers?, onnxruntime, path_cache: path_cache? })
     }
 }
 
@@ -60,7 +71,7 @@ impl Running {
     /// An engine for `bundle` and the workers' threads.
     pub(crate) fn engine(&self, bundle: Bundle, metrics: PathMetrics) -> Result<Engine, Failure> {
         let runtime = Runtime::load(self.onnxruntime.as_deref())?;
-        let paths = Arc::new(Paths::start(memory::for_paths(self.target.provider))?);
+        let paths = Arc::new(Paths::start(self.path_cache)?);
         Ok(Engine::new(Arc::new(bundle), runtime, self.target, self.workers, paths, metrics)?)
     }
 }

@@ -19,7 +19,6 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::checked::{Checked, Problems};
 use super::connections::Connections;
-use super::memory;
 use super::options::RunOn;
 use super::traces::Traces;
 use super::{Failure, Usage, room};
@@ -107,11 +106,6 @@ pub(crate) struct Options {
     /// fall a step for each 60 times this that they wait at most half of it.
     #[arg(long, env = "BLOCKDROP_BROWNOUT_WAIT", default_value = "50ms")]
     brownout_wait: Checked<humantime::Duration>,
-
-    /// Memory for compiled paths of all models, in bytes; paths beyond it run block by block [default: a quarter of what
-    /// is free; on a GPU 2 GiB of its memory].
-    #[arg(long, env = "BLOCKDROP_PATH_CACHE_BYTES")]
-    path_cache_bytes: Option<Checked<u64>>,
 
     /// Time at the start in which frequent paths are compiled before the server is ready; the rest follow after it.
     #[arg(long, env = "BLOCKDROP_WARM_UP", default_value = "500ms")]
@@ -291,10 +285,6 @@ impl Options {
             problems.take("--brownout-wait", "a time from 1ms to 1min such as 50ms", self.brownout_wait, |wait| {
                 (Duration::from_millis(1)..=Duration::from_secs(60)).contains(&**wait)
             });
-        let path_cache = match self.path_cache_bytes {
-            None => running.as_ref().map(|running| memory::for_paths(running.target.provider)),
-            Some(bytes) => problems.take("--path-cache-bytes", "a number of bytes from 0", bytes, |_| true),
-        };
         let max_images =
             problems.take("--max-images", &format!("1 to {MOST_IMAGES} images"), self.max_images, |images| {
                 (1..=MOST_IMAGES).contains(images)
@@ -351,7 +341,7 @@ impl Options {
                 shadow_rate: shadow_rate?,
                 brownout: brownout.flatten(),
                 brownout_wait: *brownout_wait?,
-                path_cache: path_cache?,
+                path_cache: running.path_cache,
                 warm_up: *warm_up?,
                 profiles: self.profile_dir,
                 limits: Limits { body: body?, bodies: bodies?, pixels: pixels?, images: max_images?, time: *time? },

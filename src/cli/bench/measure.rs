@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
-use anyhow::anyhow;
+use anyhow::{anyhow, bail};
 use blockdrop::engine::{Backend, Engine, EngineError, PathMetrics};
 use blockdrop::policy::Mask;
 use rand::SeedableRng;
@@ -304,6 +304,12 @@ fn warm(engine: &Engine, metrics: &PathMetrics, case: Case, batches: &Batches<'_
     let paths = groups.map(|(mask, images)| (*mask, images.len()));
     for (mask, images) in sizes.into_iter().map(|images| (&full, images)).chain(paths) {
         if !engine.compile(mask, images)? {
+            if mask.is_full() {
+                bail!(
+                    "no room for the full net as one graph, for {images} images, which everything is compared with: expected \
+                     more --path-cache-bytes"
+                );
+            }
             tracing::warn!(%mask, images, "there is no memory for this path as one graph: it runs without");
         }
     }
