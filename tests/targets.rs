@@ -206,7 +206,9 @@ fn what_was_measured_changes_no_answer() {
         let onnx = net.reference(&masks[1]);
         for count in [12, 11, 7, 3] {
             let looked = engine.policy_logits(&alike[..count]).unwrap();
+            assert!(engine.compile(&masks[1], count).unwrap(), "{name}: room for every path");
             let ran = engine.run(&masks[1], &alike[..count]);
+            assert!(ran.compiled, "{name}: {count}");
             assert_eq!((looked.len(), ran.logits.len()), (count, count), "{name}");
             for (at, logits) in ran.logits.into_iter().enumerate() {
                 assert_close(&logits.unwrap(), &reference(&onnx, 16, alike[at]), tolerance, name);

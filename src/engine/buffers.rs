@@ -1,6 +1,7 @@
 //! Where the host writes a batch's images and reads its results, and how both get to the graph's device and back.
 
 use std::borrow::Cow;
+use std::sync::Once;
 
 use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::{HasSelectedOutputs, IoBinding, OutputSelector, RunOptions, Session, SessionInputValue};
@@ -108,7 +109,11 @@ fn host(session: &Session, provider: Provider, shape: &[i64]) -> ort::Result<Ten
         Tensor::new(&Allocator::new(session, info)?, shape.to_vec())
     };
     // Pinned memory is the host's; some versions of ONNX Runtime have it as the first device's whatever device that is for.
-    pinned(device).or_else(|error| pinned(0).map_err(|_| error))
+    pinned(device).or_else(|_| pinned(0)).or_else(|error| {
+        static SAID: Once = Once::new();
+        SAID.call_once(|| tracing::warn!(%error, "no pinned memory: images take longer to the device"));
+        Tensor::new(session.allocator(), shape.to_vec())
+    })
 }
 
 fn on_gpu(session: &Session, device: u16, shape: &[i64]) -> ort::Result<Tensor<f32>> {

@@ -227,7 +227,10 @@ impl Engine {
             let mixed = || -> Result<Mixed, EngineError> {
                 let mut mixed = self.make_mixed(size)?;
                 // The first run is slower than those after it.
-                self.ends().iter().try_for_each(|mask| mixed.run(&[(mask, &*zeros)]).map(drop))?;
+                for mask in &self.ends() {
+                    // Of the shapes, and with the memory, of the largest batches.
+                    mixed.run(&vec![(mask, &*zeros); size.unwrap_or(1)])?;
+                }
                 Ok(mixed)
             };
             self.mixed.fill(size, self.source.threads(), mixed)?;
@@ -251,8 +254,9 @@ impl Engine {
         let (mut policy, mut made_for, mut fused) = (Vec::new(), None, Vec::new());
         let sizes = std::iter::successors(Some(1), |images| Some(images * 4)).take_while(|&images| images < most);
         for images in sizes.chain([most]) {
-            let batch = vec![&*image; images];
             let size = self.tactics.sizes().of(images);
+            let images = size.unwrap_or(images);
+            let batch = vec![&*image; images];
             if made_for != Some(size) {
                 fused = masks.iter().map(|mask| self.source.fuse(mask, size)).collect::<Result<_, _>>()?;
                 made_for = Some(size);
@@ -385,9 +389,17 @@ impl Engine {
         Mixed::new(&self.bundle, &self.sessions, size, &self.rooms)
     }
 
-    /// Compiles the path of `mask` into one graph, for batches of as many images as given where each size has its own, unless
-    /// it is there already; [`run`](Backend::run) uses it from then on. Returns `false` where the cache of paths has no room
-    /// for it.
+    /// How many images of a group run at a time.
+    fn parts(&self, mask: &Mask, images: usize) -> Vec<usize> {
+        match self.measured.get() {
+            Some(measured) => measured.speeds.parts(&self.costs, mask, images),
+            None => vec![images],
+        }
+    }
+
+    /// Compiles the path of `mask` into one graph, where each size of batches has its own one for all that so many images run
+    /// as, unless it is there already; [`run`](Backend::run) uses it from then on. Returns `false` where the cache of paths has
+    /// no room for it.
     ///
     /// # Errors
     /// The path cannot be compiled.
@@ -395,7 +407,11 @@ impl Engine {
     /// # Panics
     /// The mask is not as long as there are blocks.
     pub fn compile(&self, mask: &Mask, images: usize) -> Result<bool, EngineError> {
-        self.paths.compile_now(&self.source, mask, images)
+        let mut room = true;
+        for part in self.parts(mask, images) {
+            room &= self.paths.compile_now(&self.source, mask, part)?;
+        }
+        Ok(room)
     }
 
     /// Answers `images`: the policy once for those that need it, then each group of equal masks as one batch.
@@ -444,17 +460,16 @@ impl Backend for Engine {
     }
 
     fn run(&self, mask: &Mask, images: &[&[f32]]) -> Ran {
-        let parts = match self.measured.get() {
-            Some(measured) => measured.speeds.parts(&self.costs, mask, images.len()),
-            None => vec![images.len()],
-        };
+        let parts = self.parts(mask, images.len());
         let mut ran = Ran { logits: Vec::with_capacity(images.len()), compiled: true };
+        let came_before = self.paths.count(&self.source, mask, images.len());
         for part in taken(images, parts) {
-            let fused = self.paths.run(&self.source, mask, part);
+            let fused = self.paths.run(&self.source, mask, part, came_before);
             ran.compiled &= fused.is_some();
             let batch = fused.unwrap_or_else(|| self.run_blocks(mask, part));
             ran.logits.extend(each(batch, part, |at| self.run_blocks(mask, &part[at..=at])));
         }
+        self.source.ran(ran.compiled);
         ran
     }
 

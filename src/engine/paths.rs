@@ -13,7 +13,7 @@ use super::cache::{Cache, Weigh};
 use super::error::EngineError;
 use super::executor::{Executor, Fused};
 use super::heap;
-use super::provider::Tactics;
+use super::provider::{Provider, Tactics};
 use super::seen::Seen;
 use super::session::{Bound, Sessions};
 use crate::bundle::{Bundle, Frequent, Graph};
@@ -24,11 +24,11 @@ use crate::policy::Mask;
 pub struct PathMetrics {
     /// Groups of images that ran a compiled path.
     pub hits: IntCounter,
-    /// Groups of images that ran block by block.
+    /// Groups of images that ran without their compiled path.
     pub misses: IntCounter,
     /// Compiled paths that made room for others.
     pub evictions: IntCounter,
-    /// Paths that could not be compiled; they run block by block.
+    /// Paths that could not be compiled; their images run without.
     pub failures: IntCounter,
     /// Bytes of the compiled paths.
     pub bytes: IntGauge,
@@ -106,6 +106,12 @@ impl Source {
         Ok(fused)
     }
 
+    /// Counts a group of images that ran.
+    pub(super) fn ran(&self, compiled: bool) {
+        let PathMetrics { hits, misses, .. } = &self.metrics;
+        if compiled { hits.inc() } else { misses.inc() }
+    }
+
     /// Threads that may run a path at once.
     pub(super) fn threads(&self) -> usize {
         self.most
@@ -117,17 +123,24 @@ impl Source {
     }
 
     /// What a session of the path takes in memory, about: what ONNX Runtime holds for a session and for each block, the
-    /// buffers of a batch, and the weights where they are not shared, as read and as laid out for the processor. A session for
-    /// batches of one size also keeps what its tensors take: of a block the input, two within the branch, and the result.
+    /// buffers of a batch, and the weights where they are not shared, on the CPU as read and as laid out for the processor. A
+    /// session for batches of one size also keeps what its tensors take: of a block the input, two within the branch, and the
+    /// result. On a GPU each has a stream, for which cuBLAS and cuDNN keep room to work in.
     fn bytes(&self, Key { mask, size, .. }: &Key) -> u64 {
         const SESSION: u64 = 64 << 10;
+        const STREAM: u64 = 64 << 20;
         const BLOCK: u64 = 48 << 10;
         let blocks =
             || self.blocks.iter().zip(mask.iter()).map(|(&(kept, dropped), keep)| if keep { kept } else { dropped });
         let graphs = blocks().filter(|&bytes| bytes > 0).count() as u64;
-        let weights = if self.sessions.share_weights() { 0 } else { 2 * (self.ends + blocks().sum::<u64>()) };
+        let weights = self.ends + blocks().sum::<u64>();
+        let own = match self.sessions.provider {
+            Provider::Cpu if self.sessions.share_weights() => 0,
+            Provider::Cpu => 2 * weights,
+            Provider::Cuda(_) => STREAM + weights,
+        };
         let tensors = size.map_or(0, |images| 4 * self.widest * images as u64);
-        SESSION + BLOCK * graphs + Bound::most_bytes(self.image, *size) + weights + tensors
+        SESSION + BLOCK * graphs + Bound::most_bytes(self.image, *size) + own + tensors
     }
 }
 
@@ -244,7 +257,7 @@ impl Shared {
 /// The compiled paths of all models of the process, within a number of bytes.
 ///
 /// A path is compiled by a thread of its own once its mask has come before, and only at the cost of paths that come less
-/// often or have not come for long, the least recently used first; meanwhile its images run block by block. Each path has as many sessions as
+/// often or have not come for long, the least recently used first; meanwhile its images run without. Each path has as many sessions as
 /// threads have wanted to run it at once.
 pub struct Paths {
     shared: Arc<Shared>,
@@ -298,30 +311,30 @@ impl Paths {
         self.shared.lock().seen.insert(source.id, Seen::default());
     }
 
-    /// Runs `images` by the compiled path of `mask`, if one is idle; counts the mask either way, and has it compiled
-    /// where that is worth it.
+    /// Counts `images` more of `mask`. Returns whether it came before.
+    pub(super) fn count(&self, source: &Source, mask: &Mask, images: usize) -> bool {
+        self.shared.lock().count(&source.key(mask, images), images as u64)
+    }
+
+    /// Runs `images` by the compiled path of `mask`, if one is idle; has it compiled otherwise, where the mask came before and
+    /// that is worth it.
     pub(super) fn run(
         &self,
         source: &Arc<Source>,
         mask: &Mask,
         images: &[&[f32]],
+        came_before: bool,
     ) -> Option<Result<Vec<Vec<f32>>, EngineError>> {
         let key = source.key(mask, images.len());
         let taken = {
             let mut state = self.shared.lock();
-            let came_before = state.count(&key, images.len() as u64);
             let taken = state.cache.take(&key);
             if taken.is_none() && came_before {
                 self.shared.ask(&mut state, source, &key);
             }
             taken
         };
-        let Some(path) = taken else {
-            source.metrics.misses.inc();
-            return None;
-        };
-        source.metrics.hits.inc();
-        let mut lent = Lent { shared: &self.shared, key, path: Some(path) };
+        let mut lent = Lent { shared: &self.shared, key, path: Some(taken?) };
         lent.path.as_mut().map(|path| path.fused.run(mask, images))
     }
 
@@ -377,7 +390,7 @@ impl Paths {
                 tracing::warn!(
                     model = %source.bundle.dir.display(),
                     expected_bytes = source.bytes(&order.key),
-                    "the memory for compiled paths does not hold the full net as one graph; it runs block by block"
+                    "the memory for compiled paths does not hold the full net as one graph: images run without"
                 );
             }
         }
@@ -570,7 +583,7 @@ fn compile(shared: &Shared) {
             }
             Err(reason) => {
                 order.source.metrics.failures.inc();
-                tracing::warn!(mask = %order.key.mask, reason, "a path cannot be compiled; it runs block by block");
+                tracing::warn!(mask = %order.key.mask, reason, "a path cannot be compiled: its images run without");
                 state.cache.release(reserved);
                 if state.failed.len() >= MOST_FAILED {
                     state.failed.clear();

@@ -42,16 +42,19 @@ impl Rooms {
     pub(super) fn fit(&self, size: usize, rows: &[usize]) -> Vec<usize> {
         let mut steady = self.lock();
         let steady = steady.entry(size).or_insert_with(|| Steady::new(self.blocks));
-        steady.count(size, rows);
+        let step = step(size);
+        steady.count(rows.iter().map(|rows| rows.next_multiple_of(step)));
         steady.room.iter_mut().zip(&steady.needed).for_each(|(room, needed)| *room = (*room).max(*needed));
         steady.room.clone()
     }
 
     /// Counts a batch that was not run, maybe for all the room that it would have been given: so that rooms which are too
-    /// large for what comes do not stay so.
+    /// large for what comes do not stay so. None grows.
     pub(super) fn pass(&self, size: usize, rows: &[usize]) {
         if let Some(steady) = self.lock().get_mut(&size) {
-            steady.count(size, rows);
+            let step = step(size);
+            let room = steady.room.clone();
+            steady.count(rows.iter().zip(room).map(|(rows, room)| rows.next_multiple_of(step).min(room)));
         }
     }
 
@@ -75,17 +78,14 @@ impl Steady {
         Self { room: vec![0; blocks], needed: vec![0; blocks], batches: 0 }
     }
 
-    fn count(&mut self, size: usize, rows: &[usize]) {
-        let step = step(size);
-        let rounded = |rows: usize| rows.next_multiple_of(step);
-        for (needed, &rows) in self.needed.iter_mut().zip(rows) {
-            *needed = rounded(rows).max(*needed);
-        }
+    /// One more batch, which needs these rows.
+    fn count(&mut self, rows: impl Iterator<Item = usize> + Clone) {
+        self.needed.iter_mut().zip(rows.clone()).for_each(|(needed, rows)| *needed = rows.max(*needed));
         self.batches += 1;
         if self.batches == PERIOD {
             self.room.clone_from(&self.needed);
             self.batches = 0;
-            self.needed.iter_mut().zip(rows).for_each(|(needed, &rows)| *needed = rounded(rows));
+            self.needed.iter_mut().zip(rows).for_each(|(needed, rows)| *needed = rows);
         }
     }
 }
@@ -121,7 +121,9 @@ mod tests {
         let rooms = Rooms::new(2);
         rooms.pass(8, &[8, 8]);
         assert_eq!(rooms.now().rows(8, 0), 0, "what never ran takes no room");
-        rooms.fit(8, &[8, 8]);
+        rooms.fit(8, &[8, 4]);
+        rooms.pass(8, &[8, 8]);
+        assert_eq!(rooms.fit(8, &[0, 0]), [8, 4], "nor does it make room");
         for _ in 0..2 * PERIOD {
             rooms.pass(8, &[1, 0]);
         }

@@ -142,9 +142,12 @@ impl Bound {
         pixels[images.len() * elements..].fill(0.0);
         let each = self.output.iter().product::<i64>() as usize;
         let rows = |values: &[f32]| values.chunks_exact(each).take(images.len()).map(<[f32]>::to_vec).collect();
-        let result = buffers.run(&mut self.session, more, rows)?;
-        self.keep(size, buffers);
-        Ok(result)
+        let result = buffers.run(&mut self.session, more, rows);
+        // A CUDA graph goes on reading and writing where it was captured.
+        if result.is_ok() || self.graph {
+            self.keep(size, buffers);
+        }
+        Ok(result?)
     }
 
     /// Keeps buffers for the next run, and of the others as many as fit beside them; those of the one size that it runs, or

@@ -67,6 +67,9 @@ impl<K, T> Batch<K, T> {
     }
 }
 
+/// Groups that are looked at for one batch, at most: the line is locked meanwhile.
+const MOST_GROUPS: usize = 256;
+
 /// Items that wait, in groups of one kind, in the order of places that are [fair](super::fair) between flows. How many may
 /// wait is bounded by [`Admission`](super::Admission), not here.
 pub(super) struct Line<K, T> {
@@ -155,7 +158,7 @@ impl<K: Kind, T: Waits> Line<K, T> {
         }
         let mut groups = vec![(kind, own)];
         for (_, other) in self.heads.range((stage, Place::FIRST)..).take_while(|((found, _), _)| *found == stage) {
-            if left == 0 {
+            if left == 0 || groups.len() == MOST_GROUPS {
                 break;
             }
             if other != kind && kind.mixes(other) {

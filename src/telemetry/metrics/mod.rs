@@ -205,9 +205,9 @@ impl Metrics {
             ),
             path_cache: [
                 ("hits", "Groups of images that ran a compiled path."),
-                ("misses", "Groups of images that ran block by block, for want of an idle compiled path."),
+                ("misses", "Groups of images that ran without a compiled path, for want of an idle one."),
                 ("evictions", "Compiled paths dropped to make room for others."),
-                ("failures", "Paths that could not be compiled and run block by block."),
+                ("failures", "Paths that could not be compiled, whose images run without."),
             ]
             .map(|(what, help)| counters(&format!("blockdrop_path_cache_{what}_total"), help, &["model"])),
             path_cache_bytes: gauges(
