@@ -34,9 +34,15 @@ struct Case {
 fn cases() -> Vec<Case> {
     let cpu = Target::from(Provider::Cpu);
     let as_gpu = Tactics { fixed_sizes: true, block_by_block: false, ..cpu.tactics };
+    let as_graphs = Tactics { cuda_graphs: true, ..as_gpu };
     let mut cases = vec![
         Case { name: "cpu", target: cpu, tolerance: CPU },
         Case { name: "cpu, run as a GPU is", target: Target { tactics: as_gpu, ..cpu }, tolerance: CPU },
+        Case {
+            name: "cpu, taking turns as for CUDA graphs",
+            target: Target { tactics: as_graphs, ..cpu },
+            tolerance: CPU,
+        },
     ];
     if let Some(cuda) = cuda() {
         let graphs = Tactics { cuda_graphs: true, ..cuda.tactics };
@@ -166,7 +172,7 @@ fn the_full_net_is_there_for_every_size() {
     let net = Net::tiny(3);
     let (images, full) = (noise(5, 8, 3 * 16 * 16), Mask::full(net.blocks()));
     let images: Vec<&[f32]> = images.iter().map(|image| &**image).collect();
-    for Case { name, target, tolerance } in cases().into_iter().filter(|case| !case.target.tactics.cuda_graphs) {
+    for Case { name, target, tolerance } in cases() {
         let dir = tempfile::tempdir().unwrap();
         let engine = engine(net.bundle(dir.path()), target).unwrap();
         engine.prepare(5).unwrap();
@@ -178,6 +184,52 @@ fn the_full_net_is_there_for_every_size() {
             let expected = reference(&net.reference(&full), 16, images[count - 1]);
             assert_close(ran.logits[count - 1].as_ref().unwrap(), &expected, tolerance, name);
         }
+    }
+}
+
+/// Several threads at once, of which some come upon paths that are being compiled or that go, each get their own images'
+/// results, and none waits for ever.
+#[test]
+fn threads_get_their_own_results_while_paths_come_and_go() {
+    const THREADS: usize = 4;
+    let net = Net::tiny(3);
+    let images = noise(7, 8, 3 * 16 * 16);
+    let masks: Vec<Mask> = (0..8).map(|at| Mask::from_fn(net.blocks(), |block| at >> (block % 3) & 1 == 1)).collect();
+    let expected: Vec<Vec<Vec<f32>>> = masks
+        .iter()
+        .map(|mask| images.iter().map(|image| reference(&net.reference(mask), 16, image)).collect())
+        .collect();
+    for Case { name, target, tolerance } in cases() {
+        let dir = tempfile::tempdir().unwrap();
+        // Room for a few of them.
+        let paths = Arc::new(Paths::start(if target.provider == Provider::Cpu { 4 << 20 } else { 1 << 30 }).unwrap());
+        let bundle = Arc::new(net.bundle(dir.path()));
+        let engine = Engine::new(bundle, runtime(), target, THREADS, paths, PathMetrics::default()).unwrap();
+        engine.prepare(8).unwrap();
+        engine.measure(8).unwrap();
+        std::thread::scope(|scope| {
+            for thread in 0..THREADS as u64 {
+                let (engine, masks, images, expected) = (&engine, &masks, &images, &expected);
+                scope.spawn(move || {
+                    let mut generator = ChaCha8Rng::seed_from_u64(thread);
+                    for _ in 0..60 {
+                        let chosen: Vec<(usize, usize)> = (0..generator.random_range(1..=8))
+                            .map(|_| (generator.random_range(0..masks.len()), generator.random_range(0..images.len())))
+                            .collect();
+                        let (mask, _) = chosen[0];
+                        let alike: Vec<&[f32]> = chosen.iter().map(|&(_, image)| &*images[image]).collect();
+                        for (logits, &(_, image)) in engine.run(&masks[mask], &alike).logits.into_iter().zip(&chosen) {
+                            assert_close(&logits.unwrap(), &expected[mask][image], tolerance, name);
+                        }
+                        let mixture: Vec<(&Mask, &[f32])> =
+                            chosen.iter().map(|&(mask, image)| (&masks[mask], &*images[image])).collect();
+                        for (logits, &(mask, image)) in engine.run_mixed(&mixture).into_iter().zip(&chosen) {
+                            assert_close(&logits.unwrap(), &expected[mask][image], tolerance, name);
+                        }
+                    }
+                });
+            }
+        });
     }
 }
 

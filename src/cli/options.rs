@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use blockdrop::bundle::Bundle;
-use blockdrop::engine::{Engine, PathMetrics, Paths, Provider, Runtime, Target};
+use blockdrop::engine::{Engine, PathMetrics, Paths, Provider, Runtime, Tactics, Target};
 use blockdrop::policy::{Choice, PATHS};
 use blockdrop::registry;
 use clap::Args;
+use clap::builder::BoolishValueParser;
 
 use super::Failure;
 use super::checked::{Checked, Problems};
@@ -30,6 +31,11 @@ pub(crate) struct RunOn {
     #[arg(long, env = "BLOCKDROP_ONNXRUNTIME")]
     onnxruntime: Option<PathBuf>,
 
+    /// On a GPU: run compiled paths, the full net's among them, as CUDA graphs. Each worker captures its own the first times that
+    /// it runs a path, while the others wait.
+    #[arg(long, env = "BLOCKDROP_CUDA_GRAPHS", value_parser = BoolishValueParser::new())]
+    cuda_graphs: bool,
+
     /// Memory for compiled paths of all models, in bytes; paths beyond it run without being compiled [default: a quarter of
     /// what is free; on a GPU 8 GiB of its memory].
     #[arg(long, env = "BLOCKDROP_PATH_CACHE_BYTES")]
@@ -49,7 +55,13 @@ pub(crate) struct Running {
 impl RunOn {
     pub(crate) fn check(self, problems: &mut Problems) -> Option<Running> {
         let provider = problems.take("--provider", "cpu, cuda or cuda:N", self.provider, |_| true);
-        let target = provider.map(Target::from);
+        let target = provider.map(|provider| {
+            let tactics = Tactics { cuda_graphs: self.cuda_graphs, ..provider.tactics() };
+            Target { provider, tactics }
+        });
+        if self.cuda_graphs && provider == Some(Provider::Cpu) {
+            problems.note("--cuda-graphs: found --provider cpu, expected cuda or cuda:N");
+        }
         let workers = match self.workers {
             None if matches!(provider, Some(Provider::Cuda(_))) => Some(2),
             // Follows the cgroup's quota and the CPU affinity.

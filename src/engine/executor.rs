@@ -37,7 +37,7 @@ impl Fused {
     ) -> Result<Self, EngineError> {
         let joined = join(&bundle.path(mask))?;
         let session = sessions.make(&joined.encode_to_vec(), format_args!("the path {mask} as one graph"), graph)?;
-        let bound = Bound::new(session, sessions.provider, &bundle.stem.input, &bundle.head.output, size, graph);
+        let bound = Bound::new(session, sessions, &bundle.stem.input, &bundle.head.output, size, graph);
         Ok(Self { bound, mask: mask.clone() })
     }
 }

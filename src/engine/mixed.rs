@@ -28,7 +28,7 @@ impl Mixed {
         rooms: &Arc<Rooms>,
     ) -> Result<Self, EngineError> {
         let session = sessions.make(&mix(bundle)?.encode_to_vec(), "the net as one graph for mixed masks", false)?;
-        let bound = Bound::new(session, sessions.provider, &bundle.stem.input, &bundle.head.output, size, false);
+        let bound = Bound::new(session, sessions, &bundle.stem.input, &bundle.head.output, size, false);
         Ok(Self { bound, blocks: bundle.blocks.len(), rooms: size.map(|_| Arc::clone(rooms)) })
     }
 

@@ -6,6 +6,7 @@
 
 mod buffers;
 mod cache;
+mod device;
 mod error;
 mod executor;
 pub(crate) mod heap;
@@ -154,9 +155,8 @@ impl Engine {
         paths: Arc<Paths>,
         metrics: PathMetrics,
     ) -> Result<Self, EngineError> {
-        let Target { provider, tactics } = target.into();
-        provider.check(runtime)?;
-        let sessions = Sessions::new(runtime, provider);
+        let target = target.into();
+        let (tactics, sessions) = (target.tactics, Sessions::new(runtime, target)?);
         let by_block = tactics.block_by_block.then(|| BlockByBlock::new(&bundle, &sessions)).transpose()?;
         let engine = Self {
             costs: bundle.costs(),
@@ -189,7 +189,7 @@ impl Engine {
     fn make_policy(&self, size: Option<usize>) -> Result<Bound, EngineError> {
         let graph = &self.bundle.policy;
         let session = self.sessions.of(graph)?;
-        let mut policy = Bound::new(session, self.sessions.provider, &graph.input, &graph.output, size, false);
+        let mut policy = Bound::new(session, &self.sessions, &graph.input, &graph.output, size, false);
         // The first run is slower than those after it.
         sound(policy.run(&[&self.source.zeros()])?, || graph.file.display().to_string())?;
         Ok(policy)

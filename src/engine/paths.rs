@@ -516,8 +516,6 @@ impl State {
     fn is_worth(&self, order: &Order) -> bool {
         let key = &order.key;
         !self.stopped
-            // A CUDA graph is captured for the whole process, by the thread that runs it.
-            && !order.source.tactics.cuda_graphs
             && self.orders.len() < MOST_ORDERS
             && self.cache.count(key) < order.source.most
             && !self.failed.contains(key)

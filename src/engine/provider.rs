@@ -56,7 +56,7 @@ pub struct Tactics {
     pub fixed_sizes: bool,
     /// Whether a mask without a compiled path runs by a session for each block, or by the graph for mixed masks.
     pub block_by_block: bool,
-    /// Whether compiled paths are captured as CUDA graphs.
+    /// Whether compiled paths are captured as CUDA graphs, by each thread that runs them, the first times that it does.
     pub cuda_graphs: bool,
 }
 

@@ -8,8 +8,9 @@ use ort::session::Session;
 use ort::value::Tensor;
 
 use super::buffers::Buffers;
+use super::device::{Captured, Sharing};
 use super::error::EngineError;
-use super::provider::Provider;
+use super::provider::{Provider, Target};
 use super::runtime::Runtime;
 use super::weights::Weights;
 use crate::bundle::Graph;
@@ -19,14 +20,21 @@ use crate::bundle::Graph;
 pub(super) struct Sessions {
     pub(super) runtime: &'static Runtime,
     pub(super) provider: Provider,
+    sharing: Sharing,
     weights: Arc<Weights>,
     /// Set where sharing failed.
     unshared: Arc<AtomicBool>,
 }
 
 impl Sessions {
-    pub(super) fn new(runtime: &'static Runtime, provider: Provider) -> Self {
-        Self { runtime, provider, weights: Arc::new(Weights::new()), unshared: Arc::default() }
+    /// # Errors
+    /// The provider cannot be had.
+    pub(super) fn new(runtime: &'static Runtime, Target { provider, tactics }: Target) -> Result<Self, EngineError> {
+        let sharing = if tactics.cuda_graphs { Sharing::Graphs } else { Sharing::Free };
+        let using = sharing.shared();
+        provider.check(runtime)?;
+        drop(using);
+        Ok(Self { runtime, provider, sharing, weights: Arc::new(Weights::new()), unshared: Arc::default() })
     }
 
     /// Whether sessions use the same weights in memory.
@@ -40,6 +48,7 @@ impl Sessions {
 
     /// `what` is named by the error; a CUDA graph is captured where `graph` says so.
     pub(super) fn make(&self, onnx: &[u8], what: impl Display, graph: bool) -> Result<Session, EngineError> {
+        let _using = self.sharing.shared();
         let mut refused = None;
         if self.share_weights() {
             match self.weights.session(self.runtime, onnx) {
@@ -65,15 +74,17 @@ impl Sessions {
 /// A session that takes f32 images `[N, ...]` and gives one f32 output `[N, ...]`, with buffers of its own, which stay for the
 /// sizes of batches that came last.
 pub(super) struct Bound {
-    session: Session,
+    /// Until it is dropped.
+    session: Option<Session>,
     provider: Provider,
+    sharing: Sharing,
     /// Of one image, without N.
     input: Vec<i64>,
     output: Vec<i64>,
     /// Images that it runs at a time, where that is always the same; fewer are filled up with zeros.
     size: Option<usize>,
-    /// Whether it is captured as a CUDA graph.
-    graph: bool,
+    /// The threads that have captured it, where it is to be a CUDA graph.
+    captured: Option<Captured>,
     /// With the images of their batches. Those used last come last.
     buffers: Vec<(usize, Buffers)>,
 }
@@ -86,7 +97,7 @@ impl Bound {
     /// what the session was [made](Sessions::make) with.
     pub(super) fn new(
         session: Session,
-        provider: Provider,
+        sessions: &Sessions,
         input: &[u64],
         output: &[u64],
         size: Option<usize>,
@@ -94,7 +105,9 @@ impl Bound {
     ) -> Self {
         let shape = |sides: &[u64]| sides.iter().map(|&side| side as i64).collect();
         let (input, output) = (shape(input), shape(output));
-        Self { session, provider, input, output, size, graph, buffers: Vec::new() }
+        let Sessions { provider, sharing, .. } = *sessions;
+        let (session, captured) = (Some(session), graph.then(Captured::default));
+        Self { session, provider, sharing, input, output, size, captured, buffers: Vec::new() }
     }
 
     /// What the buffers of a session take at most between runs, for inputs of `image` bytes each.
@@ -130,6 +143,10 @@ impl Bound {
         assert!(images.iter().all(|image| image.len() == elements), "an image has the model's input size");
         let size = self.size(images.len());
         assert!(images.len() <= size, "{} images are more than {size}", images.len());
+        let _using = match &mut self.captured {
+            Some(captured) => captured.next(self.sharing),
+            None => self.sharing.shared(),
+        };
         let there = self.buffers.iter().position(|(images, _)| *images == size);
         let mut buffers = match there {
             Some(at) => self.buffers.remove(at).1,
@@ -142,9 +159,13 @@ impl Bound {
         pixels[images.len() * elements..].fill(0.0);
         let each = self.output.iter().product::<i64>() as usize;
         let rows = |values: &[f32]| values.chunks_exact(each).take(images.len()).map(<[f32]>::to_vec).collect();
-        let result = buffers.run(&mut self.session, more, rows);
-        // A CUDA graph goes on reading and writing where it was captured.
-        if result.is_ok() || self.graph {
+        let session = self.session.as_mut().expect("a session until it is dropped");
+        let result = buffers.run(session, more, rows);
+        if result.is_err() && self.captured.is_some() {
+            // Whatever there is of a graph goes on reading and writing where it was captured.
+            self.captured = Some(Captured::default());
+            self.keep(size, buffers);
+        } else if result.is_ok() {
             self.keep(size, buffers);
         }
         Ok(result?)
@@ -172,6 +193,15 @@ impl Bound {
     fn make(&self, images: usize) -> ort::Result<Buffers> {
         let batch =
             |shape: &[i64]| -> Vec<i64> { std::iter::once(images as i64).chain(shape.iter().copied()).collect() };
-        Buffers::new(&self.session, self.provider, &batch(&self.input), &batch(&self.output), self.graph)
+        let session = self.session.as_ref().expect("a session until it is dropped");
+        Buffers::new(session, self.provider, &batch(&self.input), &batch(&self.output), self.captured.is_some())
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        let _using = self.sharing.shared();
+        self.buffers.clear();
+        self.session = None;
     }
 }

@@ -108,6 +108,9 @@ fn start(models: &Path, running: &Running) -> anyhow::Result<Started> {
     ]);
     command.args(["--provider", &running.target.provider.to_string(), "--workers", &running.workers.to_string()]);
     command.args(["--path-cache-bytes", &running.path_cache.to_string()]);
+    if running.target.tactics.cuda_graphs {
+        command.arg("--cuda-graphs");
+    }
     command.args(["--warm-up", "60s"]).arg("--models").arg(models);
     if let Some(library) = &running.onnxruntime {
         command.arg("--onnxruntime").arg(library);

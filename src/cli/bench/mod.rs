@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use blockdrop::bundle::Bundle;
-use blockdrop::engine::{PathMetrics, Provider, Runtime};
+use blockdrop::engine::{PathMetrics, Runtime};
 use clap::Args;
 use clap::builder::BoolishValueParser;
 use serde::Serialize;
@@ -49,11 +49,6 @@ pub(crate) struct Options {
     #[arg(long, env = "BLOCKDROP_SECONDS", default_value = "10")]
     seconds: Checked<f64>,
 
-    /// On a GPU: run compiled paths, the full net's among them, as CUDA graphs, by one worker. No server does, since ONNX Runtime
-    /// captures them for the whole process.
-    #[arg(long, env = "BLOCKDROP_CUDA_GRAPHS", value_parser = BoolishValueParser::new())]
-    cuda_graphs: bool,
-
     /// Also time requests to a server of the bundle's repository, one client over loopback.
     #[arg(long, env = "BLOCKDROP_HTTP", value_parser = BoolishValueParser::new())]
     http: bool,
@@ -68,11 +63,8 @@ pub(crate) struct Options {
 
 pub(crate) fn run(options: Options, mut problems: Problems) -> Result<(), Failure> {
     let mut running = options.run_on.check(&mut problems);
-    if let (true, Some(running)) = (options.cuda_graphs, &mut running) {
-        if running.target.provider == Provider::Cpu {
-            problems.note("--cuda-graphs: found --provider cpu, expected cuda or cuda:N");
-        }
-        running.target.tactics.cuda_graphs = true;
+    if let Some(running) = running.as_mut().filter(|running| running.target.tactics.cuda_graphs) {
+        // A graph is its thread's, and each pass of several workers has threads of its own.
         running.workers = 1;
     }
     let count = problems.take("--count", "1 to 100000 images", options.count, |count| (1..=100_000).contains(count));
@@ -86,7 +78,7 @@ pub(crate) fn run(options: Options, mut problems: Problems) -> Result<(), Failur
     let batches: Option<Vec<usize>> = batches.into_iter().collect();
     let seconds =
         problems.take("--seconds", "0.1 to 3600 seconds", options.seconds, |seconds| (0.1..=3600.0).contains(seconds));
-    let (mut running, count, masks, batches, seconds) =
+    let (running, count, masks, batches, seconds) =
         problems.or((|| Some((running?, count?, masks?, batches?, seconds?)))())?;
 
     let bundle = Bundle::load(&options.bundle)?;
@@ -108,7 +100,7 @@ pub(crate) fn run(options: Options, mut problems: Problems) -> Result<(), Failur
     let mut report = Report {
         bundle: name,
         provider: engine.provider().to_string(),
-        cuda_graphs: options.cuda_graphs,
+        cuda_graphs: running.target.tactics.cuda_graphs,
         onnxruntime: runtime.version().to_owned(),
         images: work.pixels.len(),
         blocks_mean: work.masks.iter().map(|mask| mask.kept() as f64).sum::<f64>() / work.masks.len() as f64,
@@ -120,7 +112,6 @@ pub(crate) fn run(options: Options, mut problems: Problems) -> Result<(), Failur
     };
     if options.http {
         drop(engine); // its memory is the server's now
-        running.target.tactics.cuda_graphs = false;
         report.http = Some(http::measure(&options.bundle, &running, &work.files, time)?);
     }
     if options.json {
