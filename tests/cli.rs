@@ -327,6 +327,14 @@ const WRONG: [(&str, &str, &str); 25] = [
     ("--log-format", "xml", "text or json"),
 ];
 
+#[test]
+fn cuda_graphs_want_a_gpu() {
+    let expected = ["--cuda-graphs: found --provider cpu, expected cuda or cuda:N"];
+    run(["serve", "--cuda-graphs"]).failed(2, &expected);
+    let by_env = blockdrop().arg("serve").env("BLOCKDROP_CUDA_GRAPHS", "1").output().unwrap();
+    Ended::of(by_env).failed(2, &expected);
+}
+
 fn env_name(flag: &str) -> String {
     format!("BLOCKDROP_{}", flag.trim_start_matches("--").to_uppercase().replace('-', "_"))
 }

@@ -1,4 +1,5 @@
-//! The engine on every target that there is: the CPU, the CPU run as a GPU is, and CUDA devices where this machine has one.
+//! The engine on every target that there is: the CPU, the CPU run as a GPU is, without and with the turns that CUDA graphs
+//! take, and CUDA devices where this machine has one.
 //! With `BLOCKDROP_REQUIRE_CUDA=1` it has to have one.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -203,8 +204,8 @@ fn threads_get_their_own_results_while_paths_come_and_go() {
         let dir = tempfile::tempdir().unwrap();
         // Room for a few of them.
         let paths = Arc::new(Paths::start(if target.provider == Provider::Cpu { 4 << 20 } else { 1 << 30 }).unwrap());
-        let bundle = Arc::new(net.bundle(dir.path()));
-        let engine = Engine::new(bundle, runtime(), target, THREADS, paths, PathMetrics::default()).unwrap();
+        let (bundle, metrics) = (Arc::new(net.bundle(dir.path())), PathMetrics::default());
+        let engine = Engine::new(bundle, runtime(), target, THREADS, paths, metrics.clone()).unwrap();
         engine.prepare(8).unwrap();
         engine.measure(8).unwrap();
         std::thread::scope(|scope| {
@@ -230,6 +231,8 @@ fn threads_get_their_own_results_while_paths_come_and_go() {
                 });
             }
         });
+        assert!(metrics.hits.get() > 0, "{name}: some paths were there");
+        assert!(metrics.evictions.get() > 0 || target.provider != Provider::Cpu, "{name}: some had to go");
     }
 }
 
@@ -268,5 +271,12 @@ fn what_was_measured_changes_no_answer() {
                 assert_close(&looked[at], &alone[0], tolerance, name);
             }
         }
+        // What came in mixtures is compiled as it will be looked for.
+        let five: Vec<(&Mask, &[f32])> = alike[..5].iter().map(|image| (&masks[2], *image)).collect();
+        for _ in 0..2 {
+            engine.run_mixed(&five);
+        }
+        engine.settle(Duration::from_secs(60));
+        assert!(engine.run(&masks[2], &alike[..5]).compiled, "{name}");
     }
 }

@@ -31,8 +31,8 @@ pub(crate) struct RunOn {
     #[arg(long, env = "BLOCKDROP_ONNXRUNTIME")]
     onnxruntime: Option<PathBuf>,
 
-    /// On a GPU: run compiled paths, the full net's among them, as CUDA graphs. Each worker captures its own the first times that
-    /// it runs a path, while the others wait.
+    /// On a GPU: run compiled paths, the full net's among them, as CUDA graphs. Each worker captures its own of each session of
+    /// a path, while all others wait; and it waits for paths and models that are being made. bench has one worker then.
     #[arg(long, env = "BLOCKDROP_CUDA_GRAPHS", value_parser = BoolishValueParser::new())]
     cuda_graphs: bool,
 

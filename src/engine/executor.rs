@@ -40,6 +40,11 @@ impl Fused {
         let bound = Bound::new(session, sessions, &bundle.stem.input, &bundle.head.output, size, graph);
         Ok(Self { bound, mask: mask.clone() })
     }
+
+    /// Whether it must not run again.
+    pub(super) fn is_spent(&self) -> bool {
+        self.bound.is_spent()
+    }
 }
 
 impl Executor for Fused {

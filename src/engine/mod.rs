@@ -407,11 +407,12 @@ impl Engine {
     /// # Panics
     /// The mask is not as long as there are blocks.
     pub fn compile(&self, mask: &Mask, images: usize) -> Result<bool, EngineError> {
-        let mut room = true;
-        for part in self.parts(mask, images) {
-            room &= self.paths.compile_now(&self.source, mask, part)?;
+        let parts = self.parts(mask, images);
+        for &part in &parts {
+            self.paths.compile_now(&self.source, mask, part)?;
         }
-        Ok(room)
+        // One may have made room for the next.
+        Ok(self.paths.there(&self.source, std::iter::once((mask, parts))) == [true])
     }
 
     /// Answers `images`: the policy once for those that need it, then each group of equal masks as one batch.
@@ -496,7 +497,7 @@ impl Backend for Engine {
 
     fn run_mixed(&self, images: &[(&Mask, &[f32])]) -> Each<Vec<f32>> {
         let (masks, pixels): (Vec<&Mask>, Vec<&[f32]>) = images.iter().copied().unzip();
-        self.paths.notice(&self.source, &masks);
+        self.paths.notice(&self.source, &masks, |mask, images| self.parts(mask, images));
         each(self.mix(images), &pixels, |at| self.run_blocks(images[at].0, &[images[at].1]))
     }
 

@@ -129,6 +129,8 @@ impl Source {
     fn bytes(&self, Key { mask, size, .. }: &Key) -> u64 {
         const SESSION: u64 = 64 << 10;
         const STREAM: u64 = 64 << 20;
+        // A CUDA graph is kept for each thread that runs it, and for the one that compiled it.
+        let streams = if self.tactics.cuda_graphs { self.most as u64 + 1 } else { 1 };
         const BLOCK: u64 = 48 << 10;
         let blocks =
             || self.blocks.iter().zip(mask.iter()).map(|(&(kept, dropped), keep)| if keep { kept } else { dropped });
@@ -137,7 +139,7 @@ impl Source {
         let own = match self.sessions.provider {
             Provider::Cpu if self.sessions.share_weights() => 0,
             Provider::Cpu => 2 * weights,
-            Provider::Cuda(_) => STREAM + weights,
+            Provider::Cuda(_) => streams * STREAM + weights,
         };
         let tensors = size.map_or(0, |images| 4 * self.widest * images as u64);
         SESSION + BLOCK * graphs + Bound::most_bytes(self.image, *size) + own + tensors
@@ -173,7 +175,7 @@ impl Drop for Compiled {
     }
 }
 
-/// A compiled path that a thread runs; goes back to the cache when dropped, unless the run panicked.
+/// A compiled path that a thread runs; goes back to the cache when dropped, unless the run panicked or spent it.
 struct Lent<'p> {
     shared: &'p Shared,
     key: Key,
@@ -184,7 +186,12 @@ impl Drop for Lent<'_> {
     fn drop(&mut self) {
         let Some(path) = self.path.take() else { return };
         let mut state = self.shared.lock();
-        let gone = if std::thread::panicking() {
+        let spent = path.fused.is_spent();
+        if spent {
+            state.fail(&self.key);
+            path.source.metrics.failures.inc();
+        }
+        let gone = if std::thread::panicking() || spent {
             state.cache.lose(&self.key, &path);
             Some(path)
         } else {
@@ -338,15 +345,21 @@ impl Paths {
         lent.path.as_mut().map(|path| path.fused.run(mask, images))
     }
 
-    /// Counts the masks of images that ran together, and has each compiled that is not yet and is worth it.
-    pub(super) fn notice(&self, source: &Arc<Source>, masks: &[&Mask]) {
+    /// Counts the masks of images that ran together, and has each compiled that is not yet and is worth it, for the `parts` in
+    /// which so many images of it would run.
+    pub(super) fn notice(&self, source: &Arc<Source>, masks: &[&Mask], parts: impl Fn(&Mask, usize) -> Vec<usize>) {
         let mut images: HashMap<&Mask, usize> = HashMap::new();
         masks.iter().for_each(|mask| *images.entry(mask).or_default() += 1);
         let mut state = self.shared.lock();
         for (mask, images) in images {
-            let key = source.key(mask, images);
-            if state.count(&key, images as u64) && state.cache.count(&key) == 0 {
-                self.shared.ask(&mut state, source, &key);
+            if !state.count(&source.key(mask, images), images as u64) {
+                continue;
+            }
+            for part in parts(mask, images) {
+                let key = source.key(mask, part);
+                if state.cache.count(&key) == 0 {
+                    self.shared.ask(&mut state, source, &key);
+                }
             }
         }
     }
@@ -523,6 +536,14 @@ impl State {
             && self.victims(order).is_some()
     }
 
+    /// Remembers that a path is not to be compiled again soon.
+    fn fail(&mut self, key: &Key) {
+        if self.failed.len() >= MOST_FAILED {
+            self.failed.clear();
+        }
+        self.failed.insert(key.clone());
+    }
+
     /// Reserves bytes for a path and takes out what has to go, to be dropped outside the lock; `None` where it is not
     /// wanted any more or there is no room for it.
     fn begin(&mut self, order: &Order) -> Option<(u64, Vec<Compiled>)> {
@@ -583,10 +604,7 @@ fn compile(shared: &Shared) {
                 order.source.metrics.failures.inc();
                 tracing::warn!(mask = %order.key.mask, reason, "a path cannot be compiled: its images run without");
                 state.cache.release(reserved);
-                if state.failed.len() >= MOST_FAILED {
-                    state.failed.clear();
-                }
-                state.failed.insert(order.key.clone());
+                state.fail(&order.key);
                 None
             }
         };

@@ -56,7 +56,8 @@ pub struct Tactics {
     pub fixed_sizes: bool,
     /// Whether a mask without a compiled path runs by a session for each block, or by the graph for mixed masks.
     pub block_by_block: bool,
-    /// Whether compiled paths are captured as CUDA graphs, by each thread that runs them, the first times that it does.
+    /// Whether compiled paths are captured as CUDA graphs, by each thread that runs them, the first times that it does. Not
+    /// beside engines on the same device that have none, nor with `block_by_block`: those do not wait for it.
     pub cuda_graphs: bool,
 }
 

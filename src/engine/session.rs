@@ -85,6 +85,7 @@ pub(super) struct Bound {
     size: Option<usize>,
     /// The threads that have captured it, where it is to be a CUDA graph.
     captured: Option<Captured>,
+    spent: bool,
     /// With the images of their batches. Those used last come last.
     buffers: Vec<(usize, Buffers)>,
 }
@@ -107,12 +108,17 @@ impl Bound {
         let (input, output) = (shape(input), shape(output));
         let Sessions { provider, sharing, .. } = *sessions;
         let (session, captured) = (Some(session), graph.then(Captured::default));
-        Self { session, provider, sharing, input, output, size, captured, buffers: Vec::new() }
+        Self { session, provider, sharing, input, output, size, captured, spent: false, buffers: Vec::new() }
     }
 
     /// What the buffers of a session take at most between runs, for inputs of `image` bytes each.
     pub(super) fn most_bytes(image: u64, size: Option<usize>) -> u64 {
         (image * size.unwrap_or(1) as u64).max(KEPT_BYTES as u64)
+    }
+
+    /// Whether it must not run again.
+    pub(super) fn is_spent(&self) -> bool {
+        self.spent
     }
 
     /// Elements of one image's input.
@@ -143,14 +149,14 @@ impl Bound {
         assert!(images.iter().all(|image| image.len() == elements), "an image has the model's input size");
         let size = self.size(images.len());
         assert!(images.len() <= size, "{} images are more than {size}", images.len());
-        let _using = match &mut self.captured {
-            Some(captured) => captured.next(self.sharing),
-            None => self.sharing.shared(),
-        };
         let there = self.buffers.iter().position(|(images, _)| *images == size);
         let mut buffers = match there {
             Some(at) => self.buffers.remove(at).1,
             None => self.make(size)?,
+        };
+        let using = match &mut self.captured {
+            Some(captured) => captured.next(self.sharing),
+            None => self.sharing.shared(),
         };
         let pixels = buffers.images();
         for (row, image) in pixels.chunks_exact_mut(elements).zip(images) {
@@ -161,13 +167,14 @@ impl Bound {
         let rows = |values: &[f32]| values.chunks_exact(each).take(images.len()).map(<[f32]>::to_vec).collect();
         let session = self.session.as_mut().expect("a session until it is dropped");
         let result = buffers.run(session, more, rows);
-        if result.is_err() && self.captured.is_some() {
-            // Whatever there is of a graph goes on reading and writing where it was captured.
-            self.captured = Some(Captured::default());
+        // Of a run that failed there may be half a graph, which would be taken for a whole one.
+        self.spent |= result.is_err() && self.captured.is_some();
+        if result.is_ok() {
             self.keep(size, buffers);
-        } else if result.is_ok() {
-            self.keep(size, buffers);
+        } else {
+            drop(buffers);
         }
+        drop(using);
         Ok(result?)
     }
 
@@ -194,6 +201,7 @@ impl Bound {
         let batch =
             |shape: &[i64]| -> Vec<i64> { std::iter::once(images as i64).chain(shape.iter().copied()).collect() };
         let session = self.session.as_ref().expect("a session until it is dropped");
+        let _using = self.sharing.shared();
         Buffers::new(session, self.provider, &batch(&self.input), &batch(&self.output), self.captured.is_some())
     }
 }
