@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::sizes::step;
+use super::sizes::rounded;
 
 /// Rooms of a model, by the size of batches. All sessions that run batches of one size have the same.
 pub(super) struct Rooms {
@@ -42,8 +42,7 @@ impl Rooms {
     pub(super) fn fit(&self, size: usize, rows: &[usize]) -> Vec<usize> {
         let mut steady = self.lock();
         let steady = steady.entry(size).or_insert_with(|| Steady::new(self.blocks));
-        let step = step(size);
-        steady.count(rows.iter().map(|rows| rows.next_multiple_of(step)));
+        steady.count(rows.iter().map(|&rows| rounded(size, rows)));
         steady.room.iter_mut().zip(&steady.needed).for_each(|(room, needed)| *room = (*room).max(*needed));
         steady.room.clone()
     }
@@ -52,9 +51,8 @@ impl Rooms {
     /// large for what comes do not stay so. None grows.
     pub(super) fn pass(&self, size: usize, rows: &[usize]) {
         if let Some(steady) = self.lock().get_mut(&size) {
-            let step = step(size);
             let room = steady.room.clone();
-            steady.count(rows.iter().zip(room).map(|(rows, room)| rows.next_multiple_of(step).min(room)));
+            steady.count(rows.iter().zip(room).map(|(&rows, room)| rounded(size, rows).min(room)));
         }
     }
 

@@ -42,13 +42,13 @@ impl Sizes {
     /// What a session for `images` images runs some of them as: in steps of an eighth of its size, where that is fixed, so that
     /// there are few shapes.
     pub(super) fn rows(self, images: usize, rows: usize) -> usize {
-        self.of(images).map_or(rows, |size| rows.next_multiple_of(step(size)))
+        self.of(images).map_or(rows, |size| rounded(size, rows))
     }
 }
 
-/// Rows that are added to a shape at a time, in a session of that `size`.
-pub(super) fn step(size: usize) -> usize {
-    (size / 8).max(1)
+/// What a session of that `size` runs so many `rows` as.
+pub(super) fn rounded(size: usize, rows: usize) -> usize {
+    rows.next_multiple_of((size / 8).max(1))
 }
 
 /// The parts of so many images and the seconds of all.

@@ -138,13 +138,17 @@ impl Speeds {
 
     /// How a group is run, in batches of its own.
     pub(super) fn parts(&self, costs: &Costs, mask: &Mask, images: usize) -> Vec<usize> {
-        let flops = flops(costs, mask);
+        self.parts_of(flops(costs, mask), images)
+    }
+
+    fn parts_of(&self, flops: u64, images: usize) -> Vec<usize> {
         self.sizes.parts(images, |size| self.fused.of(size, flops))
     }
 
     /// Seconds of a group in batches of its own.
     fn alone(&self, costs: &Costs, room: &Room, group: &Group<'_>) -> f64 {
-        let parts = self.parts(costs, group.mask, group.images);
+        let flops = flops(costs, group.mask);
+        let parts = self.parts_of(flops, group.images);
         let curve = match &self.blocks {
             _ if group.compiled => &self.fused,
             Some(blocks) => blocks,
@@ -153,7 +157,6 @@ impl Speeds {
                 return parts.into_iter().map(part).sum();
             }
         };
-        let flops = flops(costs, group.mask);
         parts.into_iter().map(|images| curve.of(self.sizes.of(images).unwrap_or(images), flops)).sum()
     }
 }
