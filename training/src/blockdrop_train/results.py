@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,30 @@ PAPER: dict[tuple[str, int], dict[str, tuple[float, float, float | None, float |
         "full": (72.2, 54, None, None),
     },
 }
-PAPER_FLOPS = {
-    ("cifar10", 32): [(8.66e7, 91.3)],
-    ("cifar10", 110): [(1.18e8, 91.9), (1.51e8, 93.0), (1.81e8, 93.6)],
+
+
+@dataclass(frozen=True)
+class Published:
+    """An operating point of the paper (Table 3): accuracy in percent, means and deviations."""
+
+    gamma: int
+    accuracy: float
+    blocks: float
+    flops: float
+    blocks_std: float | None = None
+    flops_std: float | None = None
+    masks: int | None = None
+
+
+PAPER_POINTS = {
+    ("cifar10", 32): [Published(5, 91.3, 6.9, 8.66e7, 1.6, 1.40e7)],
+    ("cifar10", 110): [
+        Published(2, 91.9, 10.3, 1.18e8),
+        Published(5, 93.0, 13.8, 1.51e8),
+        Published(10, 93.6, 16.9, 1.81e8, 3.7, 3.43e7, 469),
+    ],
 }
-"""Table 3: FLOPs an image, policy included, and accuracy in percent."""
+"""FLOPs include the policy's; masks are counted on all 10,000 test images."""
 
 TITLES = {
     "first_k": "FirstK",
@@ -210,12 +230,41 @@ def _find(figures: dict[str, Any], method: str, phases: Sequence[str]) -> dict[s
     return None
 
 
+def _published_line(point: Published) -> str:
+    blocks, flops = f"{point.blocks}", f"{point.flops:.3g}"
+    if point.blocks_std is not None and point.flops_std is not None:
+        blocks += f" ± {point.blocks_std}"
+        flops += f" ± {point.flops_std:.2g}"
+    return (
+        f"| BlockDrop, paper | gamma {point.gamma} | {point.accuracy} | {blocks} | {flops} "
+        f"| {point.masks or ''} |"
+    )
+
+
+def _interval(accuracy: float, images: int) -> float:
+    """Half of an accuracy's 95 % confidence interval (normal approximation)."""
+    return 1.96 * math.sqrt(accuracy * (1 - accuracy) / images)
+
+
+def _spread(row: dict[str, Any]) -> str:
+    """A sentence on how unequal the images' numbers of blocks are."""
+    counts = row["images_by_blocks"]
+    used = [blocks for blocks, images in enumerate(counts) if images]
+    few = sum(counts[:10]) / sum(counts)
+    return (
+        f"BlockDrop ({row['phase']}) uses {used[0]} to {used[-1]} of {len(counts) - 1} blocks; "
+        f"{100 * few:.1f} % of the images use fewer than 10."
+    )
+
+
 def section(figures: dict[str, Any]) -> str:
     """Markdown of one result file: Table 1's row, ours beside the paper's, and the costs."""
-    paper = PAPER.get((figures["data"], figures["depth"]), {})
+    known = (figures["data"], figures["depth"])
+    paper = PAPER.get(known, {})
+    images = figures["rows"][0]["images"]
     lines = [
         f"## ResNet-{figures['depth']} on {figures['data']}, `{figures['config']}`, "
-        f"seed {figures['seed']}, {figures['split']} images ({figures['rows'][0]['images']})",
+        f"seed {figures['seed']}, {figures['split']} images ({images})",
         "",
         "Accuracy in percent @ blocks kept on average.",
         "",
@@ -243,7 +292,17 @@ def section(figures: dict[str, Any]) -> str:
             f"| {row['blocks_mean']:.2f} ± {row['blocks_std']:.2f} "
             f"| {row['flops_mean']:.3g} ± {row['flops_std']:.2g} | {row['distinct_masks']} |"
         )
-    lines += ["", f"BlockDrop's FLOPs include the policy's {figures['policy_flops']:.3g}."]
+    lines += [_published_line(point) for point in PAPER_POINTS.get(known, [])]
+    best = max(row["accuracy"] for row in figures["rows"])
+    lines += [
+        "",
+        f"BlockDrop's FLOPs include the policy's {figures['policy_flops']:.3g}. "
+        f"An accuracy of {100 * best:.1f} % on {images} images is known to "
+        f"±{100 * _interval(best, images):.1f} points (95 %).",
+    ]
+    row = _find(figures, "policy", ("finetune", "curriculum"))
+    if row is not None:
+        lines += ["", _spread(row)]
     if figures.get("imported"):
         lines += ["", f"The nets before finetuning come from `{figures['imported']}`."]
     return "\n".join(lines)
@@ -276,8 +335,16 @@ def draw(figures: dict[str, Any], folder: Path) -> list[Path]:
         marker = {"policy": "*", "full": "s"}.get(row["method"], "o")
         axes.scatter(row["flops_mean"], accuracy, marker=marker, s=70, color=colour, label=label)
     axes.set_ylim(bottom=floor)
-    for flops, accuracy in PAPER_FLOPS.get((figures["data"], figures["depth"]), []):
-        axes.scatter(flops, accuracy, marker="*", s=70, color="black", label="BlockDrop, paper")
+    points = PAPER_POINTS.get((figures["data"], figures["depth"]), [])
+    if points:
+        axes.scatter(
+            [point.flops for point in points],
+            [point.accuracy for point in points],
+            marker="*",
+            s=70,
+            color="black",
+            label=f"BlockDrop, paper (gamma {', '.join(str(point.gamma) for point in points)})",
+        )
     axes.set_xlabel("FLOPs an image, policy included")
     axes.set_ylabel("accuracy in %")
     axes.grid(alpha=0.3)

@@ -1,0 +1,48 @@
+"""Tables made of result files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from blockdrop_train.results import section
+
+
+def _figures(depth: int, counts: dict[int, int]) -> dict[str, Any]:
+    blocks = (depth - 2) // 2
+    images = sum(counts.values())
+    row = {
+        "method": "policy",
+        "phase": "finetune",
+        "images": images,
+        "accuracy": 0.9,
+        "blocks_mean": 10.3,
+        "blocks_std": 2.0,
+        "flops_mean": 1e8,
+        "flops_std": 2e7,
+        "distinct_masks": 7,
+        "images_by_blocks": [counts.get(kept, 0) for kept in range(blocks + 1)],
+    }
+    return {
+        "config": "made-up",
+        "data": "cifar10",
+        "depth": depth,
+        "blocks": blocks,
+        "seed": 1,
+        "split": "test",
+        "policy_flops": 6.13e6,
+        "rows": [row],
+    }
+
+
+def test_a_section_says_how_unequal_images_are_and_what_is_known() -> None:
+    text = section(_figures(110, {3: 10, 9: 40, 10: 30, 21: 20}))
+    assert "uses 3 to 21 of 54 blocks; 50.0 % of the images use fewer than 10" in text
+    # 1.96 * sqrt(0.9 * 0.1 / 100)
+    assert "An accuracy of 90.0 % on 100 images is known to ±5.9 points" in text
+
+
+def test_the_papers_operating_points_stand_beside_ours() -> None:
+    text = section(_figures(110, {10: 100}))
+    assert "| BlockDrop, paper | gamma 2 | 91.9 | 10.3 | 1.18e+08 |  |" in text
+    assert "| BlockDrop, paper | gamma 10 | 93.6 | 16.9 ± 3.7 | 1.81e+08 ± 3.4e+07 | 469 |" in text
+    assert "paper | gamma" not in section(_figures(20, {9: 100}))
