@@ -289,7 +289,7 @@ async fn bodies_that_are_no_request() {
         (
             input(json!({"name": "image", "datatype": "FP32", "shape": [1, 3, 16, 16], "data": [file]})),
             "invalid_body",
-            &["strings", "numbers"],
+            &["data has a string", "numbers for FP32"],
         ),
         (
             input(json!({"name": "image", "datatype": "FP32", "shape": [1, 3, 16, 16]})),
@@ -314,7 +314,7 @@ async fn bodies_that_are_no_request() {
         (
             input(json!({"name": "image", "datatype": "BYTES", "shape": [1], "data": [1]})),
             "invalid_body",
-            &["numbers", "strings"],
+            &["data has a number", "base64 strings for BYTES"],
         ),
         (
             input(json!({"name": "image", "datatype": "BYTES", "shape": [1, 2], "data": [file]})),

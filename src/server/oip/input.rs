@@ -96,6 +96,11 @@ impl Expected {
         }
     }
 
+    /// Whether it holds encoded files, not values.
+    pub(in crate::server) fn takes_files(&self) -> bool {
+        matches!(self.of, Of::Files)
+    }
+
     /// The images of `contents`.
     ///
     /// # Errors

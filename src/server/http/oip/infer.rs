@@ -164,7 +164,8 @@ impl Asked {
             Error::new(Kind::InvalidBody, format!("inputs: found none, expected one named {}", oip::INPUT))
         })?;
         let expected = Expected::new(spec, &input.name, &input.datatype, &input.shape, most)?;
-        let data = input.data.map(|data| Data::read(data, expected.values())).transpose();
+        let none = if expected.takes_files() { Values::Files(Vec::new()) } else { Values::Floats(Vec::new()) };
+        let data = input.data.map(|data| Data::read(data, none, expected.values())).transpose();
         let data = data.map_err(|error| Error::new(Kind::InvalidBody, format!("inputs: {error}")))?;
         let images = expected.images(contents(&input, data, tensors)?)?;
         Ok(Self { id, wanted, images })
@@ -258,8 +259,6 @@ fn contents(input: &Input<'_>, data: Option<Data>, tensors: Bytes) -> Result<Con
             Ok(match values {
                 Values::Floats(floats) => Contents::Floats(floats),
                 Values::Files(files) => Contents::Files(files),
-                Values::None if input.datatype == "BYTES" => Contents::Files(Vec::new()),
-                Values::None => Contents::Floats(Vec::new()),
             })
         }
     }

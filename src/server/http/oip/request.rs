@@ -210,21 +210,35 @@ pub(super) struct Data {
 
 #[derive(Debug)]
 pub(super) enum Values {
-    /// An empty list is both.
-    None,
     Floats(Vec<f32>),
     /// Decoded from base64.
     Files(Vec<Bytes>),
 }
 
+impl Values {
+    /// What each of them is, and the datatype that they are of.
+    fn what(&self) -> &'static str {
+        match self {
+            Self::Floats(_) => "numbers for FP32",
+            Self::Files(_) => "base64 strings for BYTES",
+        }
+    }
+
+    fn count(&self) -> usize {
+        match self {
+            Self::Floats(floats) => floats.len(),
+            Self::Files(files) => files.len(),
+        }
+    }
+}
+
 impl Data {
-    /// Reads `data` that has at most `most` values.
+    /// Reads `data` of what `expected` has none of yet, at most `most` of them.
     ///
     /// # Errors
-    /// It is no list of numbers or base64 strings, flat or nested regularly, or has more values: no more are ever in
-    /// memory.
-    pub(super) fn read(data: &RawValue, most: usize) -> Result<Self, serde_json::Error> {
-        let mut found = Self { values: Values::None, shape: Vec::new() };
+    /// It is no list of such values, flat or nested regularly, or has more: no more are ever in memory.
+    pub(super) fn read(data: &RawValue, expected: Values, most: usize) -> Result<Self, serde_json::Error> {
+        let mut found = Self { values: expected, shape: Vec::new() };
         let mut text = serde_json::Deserializer::from_str(data.get());
         Level { found: &mut found, depth: 0, known: &mut Vec::new(), most }.deserialize(&mut text)?;
         Ok(found)
@@ -244,15 +258,10 @@ struct Level<'a> {
 impl Level<'_> {
     fn leaf<E: serde::de::Error>(&self) -> Result<(), E> {
         match self.depth {
-            0 => Err(E::custom("data is no list, expected one of numbers or of base64 strings")),
+            0 => Err(E::custom(format!("data is no list, expected one of {}", self.found.values.what()))),
             depth if depth == self.found.shape.len() => {
-                let there = match &self.found.values {
-                    Values::None => 0,
-                    Values::Floats(floats) => floats.len(),
-                    Values::Files(files) => files.len(),
-                };
                 let most = self.most;
-                if there < most {
+                if self.found.values.count() < most {
                     Ok(())
                 } else {
                     Err(E::custom(format!("data has more than the {most} values of its shape")))
@@ -264,11 +273,11 @@ impl Level<'_> {
 
     fn float<E: serde::de::Error>(self, value: f64) -> Result<(), E> {
         self.leaf()?;
-        match &mut self.found.values {
-            Values::Floats(floats) => floats.push(value as f32),
-            Values::None => self.found.values = Values::Floats(vec![value as f32]),
-            Values::Files(_) => return Err(E::custom("data has numbers and strings, expected one of them")),
-        }
+        let expected = self.found.values.what();
+        let Values::Floats(floats) = &mut self.found.values else {
+            return Err(E::custom(format!("data has a number, expected {expected}")));
+        };
+        floats.push(value as f32);
         Ok(())
     }
 }
@@ -285,13 +294,13 @@ impl<'de> Visitor<'de> for Level<'_> {
     type Value = ();
 
     fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str("numbers or base64 strings")
+        out.write_str(self.found.values.what())
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
         let Self { found, depth, known, most } = self;
         if depth == found.shape.len() {
-            if !matches!(found.values, Values::None) {
+            if found.values.count() > 0 {
                 return Err(A::Error::custom("data has values and lists side by side, expected lists of one depth"));
             }
             found.shape.push(0);
@@ -326,14 +335,14 @@ impl<'de> Visitor<'de> for Level<'_> {
 
     fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<(), E> {
         self.leaf()?;
+        let expected = self.found.values.what();
+        let Values::Files(files) = &mut self.found.values else {
+            return Err(E::custom(format!("data has a string, expected {expected}")));
+        };
         let file = base64::engine::general_purpose::STANDARD.decode(value).map(Bytes::from).map_err(|error| {
             E::custom(format!("data: {error}, expected an encoded image's bytes in standard base64"))
         })?;
-        match &mut self.found.values {
-            Values::Files(files) => files.push(file),
-            Values::None => self.found.values = Values::Files(vec![file]),
-            Values::Floats(_) => return Err(E::custom("data has numbers and strings, expected one of them")),
-        }
+        files.push(file);
         Ok(())
     }
 
@@ -357,17 +366,21 @@ mod tests {
 
     use super::*;
 
-    fn read_most(value: &Value, most: usize) -> Result<Data, String> {
+    fn read(value: &Value, expected: Values, most: usize) -> Result<Data, String> {
         let raw = serde_json::value::to_raw_value(value).unwrap();
-        Data::read(&raw, most).map_err(|error| error.to_string())
+        Data::read(&raw, expected, most).map_err(|error| error.to_string())
     }
 
-    fn data(value: &Value) -> Result<Data, String> {
-        read_most(value, 1000)
+    fn numbers(value: &Value) -> Result<Data, String> {
+        read(value, Values::Floats(Vec::new()), 1000)
+    }
+
+    fn files(value: &Value) -> Result<Data, String> {
+        read(value, Values::Files(Vec::new()), 1000)
     }
 
     fn floats(value: &Value) -> (Vec<f32>, Vec<usize>) {
-        let Data { values: Values::Floats(floats), shape } = data(value).unwrap() else { panic!("no numbers") };
+        let Data { values: Values::Floats(floats), shape } = numbers(value).unwrap() else { panic!("no numbers") };
         (floats, shape)
     }
 
@@ -380,30 +393,39 @@ mod tests {
     #[test]
     fn data_that_is_no_tensor_is_told_why() {
         for (value, why) in [
-            (json!(1), "no list"),
-            (json!("aGk="), "no list"),
+            (json!(1), "no list, expected one of numbers for FP32"),
             (json!([[1, 2], [3]]), "lists of 2 and of 1"),
             (json!([1, [2]]), "side by side"),
             (json!([[1], 2]), "side by side"),
             (json!([[], [1]]), "lists of 0 and of 1"),
-            (json!([1, "aGk="]), "numbers and strings"),
-            (json!(["aGk=", 1]), "numbers and strings"),
-            (json!(["no base64"]), "standard base64"),
-            (json!([true]), "numbers or base64 strings"),
-            (json!([null]), "numbers or base64 strings"),
-            (json!({"0": 1}), "numbers or base64 strings"),
+            (json!([1, "aGk="]), "a string, expected numbers for FP32"),
+            (json!(["no base64"]), "a string, expected numbers for FP32"),
+            (json!([true]), "expected numbers for FP32"),
+            (json!([null]), "expected numbers for FP32"),
+            (json!({"0": 1}), "expected numbers for FP32"),
         ] {
-            let error = data(&value).expect_err("no tensor");
-            contains(&error, why);
+            contains(&numbers(&value).expect_err("no tensor"), why);
+        }
+        for (value, why) in [
+            (json!("aGk="), "no list, expected one of base64 strings for BYTES"),
+            (json!(["aGk=", 1]), "a number, expected base64 strings for BYTES"),
+            (json!(["aGk=", ["aGk="]]), "side by side"),
+            (json!(["no base64"]), "standard base64"),
+            (json!([false]), "expected base64 strings for BYTES"),
+        ] {
+            contains(&files(&value).expect_err("no tensor"), why);
         }
     }
 
     #[test]
     fn data_ends_where_its_shape_does() {
-        for value in [json!([1, 2, 3]), json!([[1], [2], [3]]), json!(["aGk=", "aGk=", "aGk="])] {
-            assert!(read_most(&value, 3).is_ok());
-            contains(&read_most(&value, 2).expect_err("too many"), "more than the 2 values");
+        for value in [json!([1, 2, 3]), json!([[1], [2], [3]])] {
+            assert!(read(&value, Values::Floats(Vec::new()), 3).is_ok());
+            contains(&read(&value, Values::Floats(Vec::new()), 2).expect_err("too many"), "more than the 2 values");
         }
+        let value = json!(["aGk=", "aGk=", "aGk="]);
+        assert!(read(&value, Values::Files(Vec::new()), 3).is_ok());
+        contains(&read(&value, Values::Files(Vec::new()), 2).expect_err("too many"), "more than the 2 values");
     }
 
     fn contains(text: &str, part: &str) {
