@@ -68,7 +68,15 @@ def tiny() -> Config:
             looked=0.5,
             full_rows=0.5,
         ),
-        finetune=Finetune(method="paths", epochs=2, batch=30, rate=0.05, full_rows=0.5, settle=2),
+        finetune=Finetune(
+            method="paths",
+            epochs=2,
+            batch=30,
+            rate=0.05,
+            full_rows=0.5,
+            points=(6e5, 8e5, 8e5, 1e6),
+            settle=2,
+        ),
     )
 
 
@@ -78,5 +86,5 @@ def paper_method(config: Config) -> Config:
         config,
         data=Data(),
         curriculum=dataclasses.replace(config.curriculum, method="reinforce"),
-        finetune=dataclasses.replace(config.finetune, method="reinforce"),
+        finetune=dataclasses.replace(config.finetune, method="reinforce", points=()),
     )

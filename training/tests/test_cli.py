@@ -243,6 +243,7 @@ def test_the_cache_is_where_xdg_says(
         ("name = 'x'\n[curriculum]\nmethod = 'magic'", r"'magic', expected reinforce or gates"),
         ("name = 'x'\n[grow]\nnew = 'zero'", r"grow.new: 'zero', expected copy or random"),
         ("name = 'x'\n[data]\nflip = 'never'", r"flip: 'never', expected random or alternate"),
+        ("name = 'x'\n[finetune]\npoints = [1e8]", r"points: expected none but where method is"),
         ("name = 'x'\n[base]\nbatch = -5", r"config.base.batch: found -5, expected .* from 1"),
         ("name = 'x'\n[finetune]\nepochs = 0", r"finetune.epochs: found 0, expected .* from 1"),
         ("name = 'x'\n[finetune]\nrate = nan", r"finetune.rate: found nan, expected .* from 0"),

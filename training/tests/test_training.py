@@ -57,6 +57,11 @@ def test_stopped_and_resumed_equals_uninterrupted(
         assert whole["state"]["settled"] and whole["nets"]["net"][norm] == 2
         train(job(config, tmp_path / "whole", cifar))
         assert same(checkpoint.load(tmp_path / "whole" / "finetune.pt"), whole)
+        points = whole["validation"]["points"]
+        assert list(points) == ["600000", "800000", "1e+06"]
+        spent = [figures["flops_mean"] for figures in points.values()]
+        assert spent == sorted(spent)
+        assert all(flops <= float(point) for point, flops in zip(points, spent, strict=True))
     lines = (tmp_path / "whole" / "finetune" / "log.jsonl").read_text().splitlines()
     last = json.loads(lines[-1])
     assert last["epoch"] == 2
@@ -145,6 +150,24 @@ def test_impossible_budget_is_refused(tiny: Config, cifar: Path, tmp_path: Path)
     config = dataclasses.replace(tiny, curriculum=dataclasses.replace(tiny.curriculum, flops=1e5))
     with pytest.raises(ValueError, match="cannot be met"):
         curriculum.train(job(config, tmp_path / "run", cifar))
+
+
+def test_operating_points_are_drawn_as_often_as_named(tiny: Config, cifar: Path) -> None:
+    net, policy = curriculum.nets_of(job(tiny, cifar, cifar))
+    with torch.no_grad():
+        policy.net.head.weight.normal_(0, 5, generator=torch.Generator().manual_seed(3))
+    held = tiny.load(cifar, "validation")
+    points = finetune.OperatingPoints(net, policy, held, tiny)
+    low, middle, _, high = points.shifts.tolist()
+    assert low < middle < high
+    drawn = points.drawn(1000, 4).squeeze(1)
+    assert torch.equal(drawn, points.drawn(1000, 4).squeeze(1))
+    assert not torch.equal(drawn, points.drawn(1000, 5).squeeze(1))
+    shares = [float((drawn == shift).double().mean()) for shift in (low, middle, high)]
+    assert shares == pytest.approx([0.25, 0.5, 0.25], abs=0.05)
+    alone = dataclasses.replace(tiny, finetune=dataclasses.replace(tiny.finetune, points=()))
+    none = finetune.OperatingPoints(net, policy, held, alone)
+    assert (none.drawn(4, 1) == 0).all() and none.scores() == {}
 
 
 def test_checkpoint_of_another_net_is_refused(tiny: Config, cifar: Path, tmp_path: Path) -> None:

@@ -183,6 +183,9 @@ class Finetune:
         distil: weight of the full net's logits as targets of these images' paths, beside the
             labels.
         temperature: softening of both in that term.
+        points: FLOPs an image, the policy's included, of operating points: every image trains the
+            path of one of them, drawn anew in each step, so that one net serves them all. A point
+            that is named twice is drawn twice as often; none means the policy's own (``paths``).
         settle: batches, after the last step, over which batch norm's statistics are averaged anew;
             0 keeps the running averages (``paths``).
     """
@@ -201,6 +204,7 @@ class Finetune:
     full_rows: float = 1.0
     distil: float = 0.5
     temperature: float = 1.0
+    points: tuple[float, ...] = ()
     settle: int = 0
 
 
@@ -298,6 +302,8 @@ def from_dict(values: dict[str, Any], where: str = "config") -> Config:
     ):
         if value not in known:
             raise ConfigError(f"{where}.{key}: '{value}', expected {' or '.join(known)}")
+    if config.finetune.points and config.finetune.method != "paths":
+        raise ConfigError(f"{where}.finetune.points: expected none but where method is paths")
     _check_ranges(config, where)
     return config
 

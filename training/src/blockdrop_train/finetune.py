@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +13,12 @@ from torch.nn import functional as F
 
 from . import checkpoint, data, loop
 from .baselines import Heuristic
+from .config import Config
 from .curriculum import nets_of, path_scores
 from .data import AnyImages
 from .errors import CheckpointError
-from .evaluate import score
+from .evaluate import keep_logits, score, shift_to
+from .flops import policy_flops
 from .gates import distillation
 from .loop import Batch, Job, Phase
 from .nets import Policy, ResNet
@@ -26,6 +29,50 @@ from .workers import World
 def phase_of(heuristic: Heuristic | None) -> str:
     """The phase's name: of its checkpoint and its folder of logs."""
     return f"finetune-{heuristic.name}-{heuristic.keep}" if heuristic else "finetune"
+
+
+def _draw(world: World, batch: Batch) -> int:
+    """The seed of what a worker draws for a batch's paths."""
+    return int(batch.position * 1e6) * world.size + world.rank
+
+
+class OperatingPoints:
+    """The configured operating points, and the shift of a fixed policy's logits that meets each."""
+
+    def __init__(self, net: ResNet, policy: Policy, held: AnyImages, config: Config) -> None:
+        self.net = net
+        self.policy = policy
+        self.held = held
+        self.normalise = config.normalise()
+        self.points = config.finetune.points
+
+    @functools.cached_property
+    def logits(self) -> Tensor:
+        """The keep logits of the validation images, [N, K], once the policy is loaded."""
+        return keep_logits(self.policy, self.held, self.normalise)
+
+    @functools.cached_property
+    def shifts(self) -> Tensor:
+        """The shift of every point, [points]."""
+        found = [shift_to(self.net, self.policy, self.logits, flops) for flops in self.points]
+        return torch.tensor(found)
+
+    def drawn(self, count: int, seed: int) -> Tensor:
+        """A point's shift for each of ``count`` images, [count, 1]; 0 where there are no points."""
+        if not self.points:
+            return torch.zeros(count, 1)
+        generator = data.generator_for(seed, 78)
+        rows = torch.randint(len(self.points), (count,), generator=generator)
+        return self.shifts[rows, None]
+
+    def scores(self) -> dict[str, Any]:
+        """Validation figures at each point."""
+        found = {}
+        for flops, shift in sorted(set(zip(self.points, self.shifts.tolist(), strict=True))):
+            masks = self.logits + shift >= 0
+            figures = score(self.net, self.held, self.normalise, masks, policy_flops(self.policy))
+            found[f"{flops:g}"] = figures.as_dict()
+        return {"points": found} if found else {}
 
 
 def _start(job: Job, nets: dict[str, nn.Module]) -> None:
@@ -52,11 +99,17 @@ def train(job: Job, world: World = World(), heuristic: Heuristic | None = None) 
     _start(job, {"net": net, "policy": policy})
     images = config.load(job.data_root, "train")
     held = config.load(job.data_root, "validation")
+    points = OperatingPoints(net, policy, held, config)
 
     def decide(batch: Batch) -> Tensor:
         policy.eval()
         with torch.no_grad(), job.autocast():
-            return cast(Tensor, policy(batch.inputs) >= 0)
+            logits = policy(batch.inputs)
+            logits += points.drawn(len(logits), _draw(world, batch)).to(logits)
+        return cast(Tensor, logits >= 0)
+
+    def evaluate() -> dict[str, Any]:
+        return path_scores(net, policy, held, config.normalise()) | points.scores()
 
     if config.finetune.method == "paths":
         policy.requires_grad_(False)
@@ -64,7 +117,7 @@ def train(job: Job, world: World = World(), heuristic: Heuristic | None = None) 
         phase.nets["policy"] = policy
     else:
         phase = _reinforce(job, world, net, policy)
-    phase.evaluate = lambda: path_scores(net, policy, held, config.normalise())
+    phase.evaluate = evaluate
     loop.run(job, world, phase, images)
     if config.finetune.method == "paths":
         _settle(job, world, phase, net, decide, images, full=True)
@@ -81,8 +134,8 @@ def _train_heuristic(job: Job, world: World, heuristic: Heuristic) -> None:
     fixed = heuristic.masks(net.segments, len(held))
 
     def decide(batch: Batch) -> Tensor:
-        seed = int(batch.position * 1e6) * world.size + world.rank
-        return heuristic.masks(net.segments, len(batch.inputs), seed).to(job.device)
+        masks = heuristic.masks(net.segments, len(batch.inputs), _draw(world, batch))
+        return masks.to(job.device)
 
     phase = _paths(job, world, net, decide, full_rows=0)
     phase.name = name
