@@ -394,6 +394,7 @@ mod tests {
     fn data_that_is_no_tensor_is_told_why() {
         for (value, why) in [
             (json!(1), "no list, expected one of numbers for FP32"),
+            (json!("aGk="), "no list, expected one of numbers for FP32"),
             (json!([[1, 2], [3]]), "lists of 2 and of 1"),
             (json!([1, [2]]), "side by side"),
             (json!([[1], 2]), "side by side"),
@@ -411,7 +412,9 @@ mod tests {
             (json!(["aGk=", 1]), "a number, expected base64 strings for BYTES"),
             (json!(["aGk=", ["aGk="]]), "side by side"),
             (json!(["no base64"]), "standard base64"),
-            (json!([false]), "expected base64 strings for BYTES"),
+            (json!([true]), "expected base64 strings for BYTES"),
+            (json!([null]), "expected base64 strings for BYTES"),
+            (json!({"0": 1}), "expected base64 strings for BYTES"),
         ] {
             contains(&files(&value).expect_err("no tensor"), why);
         }
