@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from blockdrop_train.config import Base, Config, Curriculum, Data, Finetune, Masks, Net, PolicyNet
+from blockdrop_train.data import Normalise
+from blockdrop_train.export import About, export
 
 torch.set_num_threads(1)
 
@@ -78,6 +80,17 @@ def tiny() -> Config:
             settle=2,
         ),
     )
+
+
+def write_bundle(folder: Path, config: Config, normalise: Normalise) -> Path:
+    """A bundle of the configured nets, shaken."""
+    net, policy = config.build_net(), config.build_policy(3)
+    shake(net)
+    shake(policy, 1)
+    labels = tuple(map(str, range(config.data.classes)))
+    about = About("made up", {"backbone": "x"}, labels, 32, {"seed": 1}, {})
+    export(folder, net, policy, normalise, about, torch.randn(4, *net.input_size), {"111": 1.0})
+    return folder
 
 
 def paper_method(config: Config) -> Config:

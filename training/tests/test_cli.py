@@ -41,6 +41,7 @@ flops = 9e5
 method = "paths"
 epochs = 1
 batch = 90
+taught = 0.5
 """
 
 
@@ -51,6 +52,8 @@ def test_from_base_to_bundle(
     settings.write_text(TINY)
     common = ["--config", str(settings), "--data", str(cifar), "--run", str(tmp_path / "run")]
     for command in ("base", "curriculum", "finetune"):
+        if command == "finetune":
+            assert main(["teach", *common, str(tmp_path / "run" / "base.pt")]) == 0
         assert main([command, *common, "--device", "cpu"]) == 0
     capsys.readouterr()
     folder = tmp_path / "results"
@@ -94,9 +97,11 @@ def test_from_base_to_bundle(
     manifest = Bundle(fast).manifest
     assert manifest["measured"]["validation"]["policy"]["flops_mean"] <= 5e5
     assert manifest["provenance"]["shift"] < 0
+    assert manifest["provenance"]["teachers"]["teachers"] == ["run/base.pt"]
     assert main(["export", *common, "--output", str(target), "--phase", "curriculum"]) == 0
     manifest = Bundle(target).manifest
     assert manifest["provenance"]["phase"] == "curriculum"
+    assert manifest["provenance"]["teachers"] is None
     assert manifest["provenance"]["config"]["net"]["depth"] == 8
     assert manifest["measured"]["test"]["images"] == 40
     distinct = manifest["measured"]["validation"]["policy"]["distinct_masks"]
@@ -115,6 +120,9 @@ def test_from_base_to_bundle(
     assert imported["measured"]["test"]["policy"]["loss"] == pytest.approx(
         manifest["measured"]["test"]["policy"]["loss"], abs=1e-3
     )
+    assert main(["finetune", *again, "--device", "cpu"]) == 1
+    assert "make it first (blockdrop-train teach)" in capsys.readouterr().err
+    assert main(["teach", *again, str(target)]) == 0
     assert main(["finetune", *again, "--device", "cpu"]) == 0
     capsys.readouterr()
     assert main(["evaluate", *again]) == 0

@@ -34,6 +34,7 @@ from . import (
     pictures,
     results,
     sequential,
+    teacher,
     timing,
     untrained,
     workers,
@@ -132,6 +133,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     command = add("grow", "Start a run's base training from a bundle of a shallower net.")
     command.add_argument("--bundle", type=Path, required=True, help="models/NAME/VERSION")
+    command = add(
+        "teach", "Keep what trained nets say about a run's training images, to learn from."
+    )
+    command.add_argument(
+        "teachers",
+        type=Path,
+        nargs="+",
+        metavar="PATH",
+        help="a bundle's folder, or a run's checkpoint; its full net is asked, on each image and "
+        "its mirror image, and the mean of all probabilities is kept",
+    )
+    command.add_argument(
+        "--threads", type=int, default=os.cpu_count() or 1, help="batches at once [%(default)s]"
+    )
     command = add("evaluate", "Print the figures of all nets of a run as JSON.")
     command.add_argument(
         "--split", choices=("validation", "test"), default="validation", help="[%(default)s]"
@@ -412,6 +427,7 @@ def _export(
             "steps": saved["step"],
             "shift": shift,
             "imported": imported(job),
+            "teachers": teacher.provenance(job) if phase == "finetune" else None,
             **_now(command),
         },
         measured=measured,
@@ -499,6 +515,8 @@ def _run(options: argparse.Namespace, arguments: list[str]) -> None:
         _import(job, options.checkpoint, options.layout, options.policy)
     elif options.command == "grow":
         _grow(job, options.bundle)
+    elif options.command == "teach":
+        print(json.dumps(teacher.teach(job, options.teachers, options.threads)))
     elif options.command == "evaluate":
         figures = results.evaluate(job, options.split, options.flops)
         print(json.dumps(figures, indent=1))

@@ -180,9 +180,11 @@ class Finetune:
         policy_rate: the policy's learning rate (Adam, ``reinforce``).
         gamma: penalty of a wrong class: the operating point (``reinforce``).
         full_rows: share of a batch's images that train the full net too (``paths``).
+        taught: weight of the run's teachers (``blockdrop-train teach``) as targets of paths and
+            full net, beside the labels; 0 needs no teacher (``paths``).
         distil: weight of the full net's logits as targets of these images' paths, beside the
-            labels.
-        temperature: softening of both in that term.
+            others.
+        temperature: softening of classes in both terms.
         points: FLOPs an image, the policy's included, of operating points: every image trains the
             path of one of them, drawn anew in each step, so that one net serves them all. A point
             that is named twice is drawn twice as often; none means the policy's own (``paths``).
@@ -202,6 +204,7 @@ class Finetune:
     gamma: float = 5.0
     entropy: float = 0.0
     full_rows: float = 1.0
+    taught: float = 0.0
     distil: float = 0.5
     temperature: float = 1.0
     points: tuple[float, ...] = ()
@@ -304,6 +307,12 @@ def from_dict(values: dict[str, Any], where: str = "config") -> Config:
             raise ConfigError(f"{where}.{key}: '{value}', expected {' or '.join(known)}")
     if config.finetune.points and config.finetune.method != "paths":
         raise ConfigError(f"{where}.finetune.points: expected none but where method is paths")
+    if config.finetune.taught and config.finetune.method != "paths":
+        raise ConfigError(f"{where}.finetune.taught: expected 0 but where method is paths")
+    if config.finetune.taught > 1:
+        raise ConfigError(
+            f"{where}.finetune.taught: found {config.finetune.taught}, expected 0 to 1"
+        )
     _check_ranges(config, where)
     return config
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import checkpoint, data, loop
+from . import checkpoint, data, loop, teacher
 from .baselines import Heuristic
 from .config import Config
 from .curriculum import nets_of, path_scores
@@ -113,7 +113,7 @@ def train(job: Job, world: World = World(), heuristic: Heuristic | None = None) 
 
     if config.finetune.method == "paths":
         policy.requires_grad_(False)
-        phase = _paths(job, world, net, decide, config.finetune.full_rows)
+        phase = _paths(job, world, net, decide, images, config.finetune.full_rows)
         phase.nets["policy"] = policy
     else:
         phase = _reinforce(job, world, net, policy)
@@ -137,7 +137,7 @@ def _train_heuristic(job: Job, world: World, heuristic: Heuristic) -> None:
         masks = heuristic.masks(net.segments, len(batch.inputs), _draw(world, batch))
         return masks.to(job.device)
 
-    phase = _paths(job, world, net, decide, full_rows=0)
+    phase = _paths(job, world, net, decide, images, full_rows=0)
     phase.name = name
     phase.evaluate = lambda: {
         "path": score(net, held, config.normalise(), fixed).as_dict(),
@@ -190,9 +190,15 @@ def _reinforce(job: Job, world: World, net: ResNet, policy: Policy) -> Phase:
 
 
 def _paths(
-    job: Job, world: World, net: ResNet, decide: Callable[[Batch], Tensor], full_rows: float
+    job: Job,
+    world: World,
+    net: ResNet,
+    decide: Callable[[Batch], Tensor],
+    images: AnyImages,
+    full_rows: float,
 ) -> Phase:
     given = job.config.finetune
+    told = teacher.read(job, images) if given.taught else None
     opt = loop.sgd(net, given.momentum, given.decay)
 
     def step(progress: float, batch: Batch, generator: torch.Generator) -> dict[str, float]:
@@ -208,18 +214,23 @@ def _paths(
                 torch.cat([batch.inputs[:both], batch.inputs]), torch.cat([whole, masks])
             ).float()
         full, path = out[:both], out[both:]
-        full_losses = F.cross_entropy(full, batch.targets[:both], reduction="none")
-        label_losses = F.cross_entropy(path, batch.targets, reduction="none")
-        teacher_losses = distillation(path[:both], full, given.temperature)
-        taught = given.distil * (teacher_losses - label_losses[:both])
-        loss = (full_losses.sum() + label_losses.sum() + taught.sum()) / count
+        labels = torch.cat([batch.targets[:both], batch.targets])
+        label_losses = F.cross_entropy(out, labels, reduction="none")
+        losses = label_losses
+        if told is not None:
+            wanted = told[batch.rows].to(out.device)
+            wanted = torch.cat([wanted[:both], wanted])
+            losses = torch.lerp(losses, distillation(out, wanted, given.temperature), given.taught)
+        own = distillation(path[:both], full, given.temperature)
+        learnt = given.distil * (own - losses[both : 2 * both])
+        loss = (losses.sum() + learnt.sum()) / count
         opt.zero_grad(set_to_none=True)
         loss.backward()
         world.synchronise(net)
         opt.step()
         return {
-            "full": full_losses.sum().item() / max(1, both),
-            "path": label_losses.mean().item(),
+            "full": label_losses[:both].sum().item() / max(1, both),
+            "path": label_losses[both:].mean().item(),
             "kept": masks.float().sum(1).mean().item(),
         }
 
@@ -260,7 +271,7 @@ def _settle(
     for step, rows in enumerate(order[: given.settle], saved["step"]):
         generator = data.generator_for(job.config.seed, phase.number, step)
         inputs = job.config.normalise()(images.augmented(rows, generator)).to(job.device)
-        batch = Batch(inputs, images.targets[rows], step / len(order))
+        batch = Batch(inputs, images.targets[rows], rows, step / len(order))
         masks = decide(batch)
         if full:
             inputs = torch.cat([inputs] * 2)

@@ -97,12 +97,20 @@ class Batch:
     Attributes:
         inputs: normalised, augmented images [N, C, H, W].
         targets: classes [N].
+        rows: the images' numbers in the data set [N], on the CPU.
         position: progress of the run in epochs.
     """
 
     inputs: Tensor
     targets: Tensor
+    rows: Tensor
     position: float
+
+    def to(self, device: str) -> Batch:
+        """The batch with inputs and targets on the device."""
+        return dataclasses.replace(
+            self, inputs=self.inputs.to(device), targets=self.targets.to(device)
+        )
 
 
 def triangle(progress: float, warmup: float) -> float:
@@ -194,14 +202,15 @@ def run(job: Job, world: World, phase: Phase, images: data.AnyImages) -> None:
             }
             checkpoint.save(path, content)
 
-    def load(epoch: int, step: int, rows: Tensor) -> tuple[Tensor, Tensor, torch.Generator]:
-        """A step's inputs and targets, and its generator as augmentation left it."""
+    def load(epoch: int, step: int, rows: Tensor) -> tuple[Batch, torch.Generator]:
+        """A step's batch, on the CPU, and its generator as augmentation left it."""
         generator = data.generator_for(seed, phase.number, step, world.rank)
         flips = None
         if job.config.data.flip == "alternate":
             flips = data.alternating_flips(rows, len(images), seed, epoch)
         pixels = images.augmented(rows, generator, flips)
-        return normalise(pixels), images.targets[rows], generator
+        batch = Batch(normalise(pixels), images.targets[rows], rows, (step + 0.5) / per_epoch)
+        return batch, generator
 
     first = world.rank == 0
     with Progress(job.folder / phase.name, phase.name, total, step, phase.batch, first) as log:
@@ -212,11 +221,8 @@ def run(job: Job, world: World, phase: Phase, images: data.AnyImages) -> None:
                 functools.partial(load, epoch, at, rows)
                 for at, rows in enumerate(order[step % per_epoch :], step)
             ]
-            for inputs, targets, generator in data.load_ahead(tasks, images.ahead):
-                batch = Batch(
-                    inputs.to(job.device), targets.to(job.device), (step + 0.5) / per_epoch
-                )
-                shown = phase.step((step + 0.5) / total, batch, generator)
+            for batch, generator in data.load_ahead(tasks, images.ahead):
+                shown = phase.step((step + 0.5) / total, batch.to(job.device), generator)
                 step += 1
                 if not all(math.isfinite(value) for value in shown.values()):
                     raise TrainingError(
