@@ -83,6 +83,8 @@ pub enum RegistryError {
     NoVersion(PathBuf),
     #[error("default model '{name}' not found, expected one of: {known}")]
     Default { name: String, known: String },
+    #[error("{}: longer than the name of a model", .0.display())]
+    LongDefault(PathBuf),
     #[error(transparent)]
     Bundle(#[from] BundleError),
     #[error("{}: {reason}", dir.display())]
@@ -128,7 +130,9 @@ pub struct LoadOptions {
 /// All loaded models by name and version.
 pub struct Registry {
     dir: PathBuf,
-    default: Option<String>,
+    /// Whether the default model is one that the caller named, whatever the directory says.
+    default_given: bool,
+    default: RwLock<Option<Arc<str>>>,
     loader: Loader,
     models: RwLock<BTreeMap<String, Arc<Versions>>>,
     /// Whether there is a model.
@@ -141,8 +145,8 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Loads every `<name>/<version>/` below `dir`. `default` is the model of requests that name none; where there is
-    /// only one model, it is that one.
+    /// Loads every `<name>/<version>/` below `dir`. `default` is the model of requests that name none; without it, the
+    /// one that the file `default` in `dir` names, and without that the only one, where there is only one.
     ///
     /// # Errors
     /// All that is wrong, at once: bundles that do not fit, graphs that ONNX Runtime refuses, a default that is not
@@ -162,19 +166,11 @@ impl Registry {
                 Err(error) => errors.push(error.into()),
             }
         }
-        let known = || bundles.keys().cloned().collect::<Vec<_>>().join(", ");
-        let default = match default {
-            Some(name) if !bundles.contains_key(name) && errors.is_empty() => {
-                errors.push(RegistryError::Default { name: name.to_owned(), known: known() });
-                None
-            }
-            Some(name) => Some(name.to_owned()),
-            None if bundles.len() == 1 => bundles.keys().next().cloned(),
-            None => None,
-        };
         if !errors.is_empty() {
             return Err(errors);
         }
+        let known: Vec<&str> = bundles.keys().map(String::as_str).collect();
+        let chosen = disk::default_of(dir, default, &known).map_err(|error| vec![error])?;
 
         let bounds = BoundsByName::new(options.limits.clone());
         for name in bounds.unused(|name| bundles.contains_key(name)) {
@@ -198,7 +194,8 @@ impl Registry {
         }
         Ok(Self {
             dir: dir.to_path_buf(),
-            default,
+            default_given: default.is_some(),
+            default: RwLock::new(chosen.map(Arc::from)),
             loader,
             any: watch::Sender::new(!models.is_empty()),
             models: RwLock::new(models),
@@ -218,7 +215,8 @@ impl Registry {
     /// There is no such model or version.
     pub fn get(&self, name: Option<&str>, version: Option<&str>) -> Result<Arc<Model>, Unknown> {
         let models = self.models();
-        let name = name.or(self.default.as_deref()).ok_or_else(|| Unknown::Unnamed { known: names(models.keys()) })?;
+        let default = self.default();
+        let name = name.or(default.as_deref()).ok_or_else(|| Unknown::Unnamed { known: names(models.keys()) })?;
         let versions =
             models.get(name).ok_or_else(|| Unknown::Name { name: shortened(name), known: names(models.keys()) })?;
         let model = match version {
@@ -254,9 +252,14 @@ impl Registry {
         self.any.subscribe()
     }
 
+    /// The model of requests that name none.
+    fn default(&self) -> Option<Arc<str>> {
+        self.default.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Whether requests that name no model go to the one called `name`, while it is loaded.
     pub fn is_default(&self, name: &str) -> bool {
-        self.default.as_deref() == Some(name)
+        self.default().as_deref() == Some(name)
     }
 
     /// Writes the masks that each model's images had to `<name>/<version>.json` in the directory of profiles, where there

@@ -465,6 +465,14 @@ fn a_server_that_cannot_start_says_why_in_one_sentence() {
     let names = ["default model 'other' not found", "expected one of: net"];
     serve(models, &["--default-model", "other"]).failed(1, &names);
     serve(Path::new("/nowhere"), &[]).failed(1, &["/nowhere", "cannot be read", "No such file"]);
+    let file = models.join("default");
+    for (content, parts) in [("other\n", names), (&"n".repeat(5000), [text(&file), "longer than the name of a model"])]
+    {
+        fs::write(&file, content).unwrap();
+        serve(models, &[]).failed(1, &parts);
+        run(["classify", "image.png", "--models", text(models)]).failed(1, &parts);
+    }
+    fs::remove_file(file).unwrap();
     let empty = tempfile::tempdir().unwrap();
     let layout = "expected <name>/<version>/bundle.json";
     serve(empty.path(), &[]).failed(1, &[text(empty.path()), "no model found", layout]);

@@ -202,6 +202,47 @@ async fn links_are_followed_anew() {
 }
 
 #[tokio::test]
+async fn the_default_model_is_the_one_that_the_directory_names() {
+    let dir = models("one", &Net::tiny(5));
+    put(dir.path(), "two", 1, &Net::tiny(6));
+    let file = dir.path().join("default");
+    std::fs::write(&file, "two\n").unwrap();
+    let mut server = Server::start(dir.path(), &[]);
+    let default = async |server: &Server| server.classify("", png(1)).await["model"].as_str().unwrap().to_owned();
+    assert_eq!(default(&server).await, "two");
+    std::fs::write(&file, "one").unwrap();
+    assert_eq!(hang_up(&mut server), [0, 2, 0, 0]);
+    assert_eq!(default(&server).await, "one");
+
+    // A name of nothing changes nothing, and neither does no name.
+    std::fs::write(&file, "three\n").unwrap();
+    server.signal(Signal::HUP);
+    let error = server.logged(|line| line["level"] == "ERROR");
+    assert_eq!(error["error"], "default model 'three' not found, expected one of: one, two", "{error}");
+    assert_eq!(server.logged(|line| line["message"] == "models reloaded")["models_refused"], 1);
+    assert_eq!(default(&server).await, "one");
+    let asked = server.client.post(server.admin_url("/v2/repository/reload")).send().await.unwrap();
+    let refused: Value = asked.json().await.unwrap();
+    contains(refused["error"].as_str().unwrap(), &["default: default model 'three' not found"]);
+    server.logged(|line| line["message"] == "models reloaded");
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(hang_up(&mut server), [0, 2, 0, 0]);
+    assert_eq!(default(&server).await, "one");
+    // The only one that is left is the one that is meant.
+    std::fs::remove_dir_all(dir.path().join("one")).unwrap();
+    assert_eq!(hang_up(&mut server), [0, 1, 1, 0]);
+    assert_eq!(default(&server).await, "two");
+    server.stop();
+
+    // Who names one at the start means it.
+    put(dir.path(), "one", 1, &Net::tiny(5));
+    std::fs::write(&file, "two").unwrap();
+    let mut server = Server::start(dir.path(), &["--default-model", "one"]);
+    assert_eq!(hang_up(&mut server), [0, 2, 0, 0]);
+    assert_eq!(default(&server).await, "one");
+}
+
+#[tokio::test]
 async fn the_same_is_asked_for_on_the_admin_listener() {
     let dir = models("one", &Net::tiny(5));
     let server = Server::start(dir.path(), &[]);

@@ -136,7 +136,7 @@ pub(crate) struct Which {
     #[arg(long, env = "BLOCKDROP_MODELS", default_value = "models")]
     models: PathBuf,
 
-    /// Name of the default model; needed where there are several.
+    /// Name of the default model [default: what the file `default` in the directory of models says, else the only one].
     #[arg(long, env = "BLOCKDROP_DEFAULT_MODEL")]
     default_model: Option<String>,
 }

@@ -53,7 +53,8 @@ pub(crate) struct Options {
     #[arg(long, env = "BLOCKDROP_MODELS", default_value = "models")]
     models: PathBuf,
 
-    /// Model of requests that name none [default: the only one, if there is only one].
+    /// Model of requests that name none [default: the one that the file `default` in the directory of models names, else
+    /// the only one, if there is only one].
     #[arg(long, env = "BLOCKDROP_DEFAULT_MODEL")]
     default_model: Option<String>,
 

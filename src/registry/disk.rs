@@ -1,17 +1,62 @@
-//! The directory of models: `<name>/<version>/`.
+//! The directory of models: `<name>/<version>/`, and a file `default` with the name of the default model.
 
 use std::collections::BTreeSet;
+use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
 use super::RegistryError;
+use crate::text::shortened;
 
 /// A version: a number as it prints, so that no two names are the same version.
 pub(super) fn number(name: &str) -> Option<u64> {
     name.parse().ok().filter(|number: &u64| number.to_string() == name)
 }
 
-/// Directory of the newest version of the default model of the repository `dir`: the one called `default`, or the only
-/// one.
+/// File of a directory of models that names the default model, and its bytes at most.
+pub(super) const DEFAULT: &str = "default";
+const MOST_DEFAULT: u64 = 4096;
+
+/// What the file `default` of the directory says: the name of the model of requests that name none. None where there is
+/// no such file.
+///
+/// # Errors
+/// It cannot be read, or is longer than any name.
+fn named_default(dir: &Path) -> Result<Option<String>, RegistryError> {
+    let path = dir.join(DEFAULT);
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let mut bytes = Vec::new();
+    std::fs::File::open(&path)
+        .and_then(|file| file.take(MOST_DEFAULT + 1).read_to_end(&mut bytes))
+        .map_err(|reason| RegistryError::Read { dir: path.clone(), reason })?;
+    if bytes.len() as u64 > MOST_DEFAULT {
+        return Err(RegistryError::LongDefault(path));
+    }
+    Ok(Some(String::from_utf8_lossy(&bytes).trim().to_owned()))
+}
+
+/// The model of requests that name none: `given`, else what the directory's file `default` says, else the only one of
+/// `known`, else none.
+///
+/// # Errors
+/// The file cannot be read, or the name is none of `known`.
+pub(super) fn default_of(dir: &Path, given: Option<&str>, known: &[&str]) -> Result<Option<String>, RegistryError> {
+    let named = match given {
+        Some(name) => Some(name.to_owned()),
+        None => named_default(dir)?,
+    };
+    match (named, known) {
+        (Some(name), known) if !known.contains(&name.as_str()) => {
+            Err(RegistryError::Default { name: shortened(&name), known: known.join(", ") })
+        }
+        (None, [only]) => Ok(Some((*only).to_owned())),
+        (named, _) => Ok(named),
+    }
+}
+
+/// Directory of the newest version of the default model of the repository `dir`: the one called `default`, or the one
+/// that the directory's file `default` names, or the only one.
 ///
 /// # Errors
 /// There is none, or there are several and none is named.
@@ -19,15 +64,10 @@ pub fn default_bundle(dir: &Path, default: Option<&str>) -> Result<PathBuf, Regi
     let found = scan(dir)?;
     let mut names: Vec<&str> = found.iter().map(|(name, ..)| name.as_str()).collect();
     names.dedup();
-    let name = match (default, names.as_slice()) {
-        (Some(name), names) if names.contains(&name) => name,
-        (None, [only]) => only,
-        (name, names) => {
-            let name = name.unwrap_or("(none named)").to_owned();
-            return Err(RegistryError::Default { name, known: names.join(", ") });
-        }
+    let Some(name) = default_of(dir, default, &names)? else {
+        return Err(RegistryError::Default { name: "(none named)".to_owned(), known: names.join(", ") });
     };
-    let newest = found.iter().filter(|(model, ..)| model == name).max_by_key(|(_, version, _)| *version);
+    let newest = found.iter().filter(|(model, ..)| *model == name).max_by_key(|(_, version, _)| *version);
     Ok(newest.expect("the name was found with a version").2.clone())
 }
 

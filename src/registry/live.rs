@@ -1,6 +1,6 @@
 //! Loading, replacing and unloading models while the server serves.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -197,6 +197,10 @@ impl Registry {
             }
             there
         });
+        if let Err(error) = self.choose_default(&on_disk) {
+            tracing::error!(%error, "default model not changed");
+            changes.refused.push((disk::DEFAULT.to_owned(), error.into()));
+        }
         self.show_refused();
         let of =
             |which: fn(&Change) -> &[String]| changes.changed.iter().map(|change| which(change).len()).sum::<usize>();
@@ -208,6 +212,21 @@ impl Registry {
             "models reloaded"
         );
         Ok(changes)
+    }
+
+    /// Chooses the model of requests that name none as [`load`](Self::load) does, but that it stays what it is where the
+    /// directory does not say.
+    fn choose_default(&self, on_disk: &BTreeSet<String>) -> Result<(), RegistryError> {
+        if self.default_given {
+            return Ok(());
+        }
+        let known: Vec<&str> = on_disk.iter().map(String::as_str).collect();
+        let chosen = disk::default_of(&self.dir, None, &known)?;
+        if let Some(name) = chosen.filter(|name| !self.is_default(name)) {
+            tracing::info!(model = name, "default model changed");
+            *self.default.write().unwrap_or_else(PoisonError::into_inner) = Some(name.into());
+        }
+        Ok(())
     }
 
     fn reasons(&self) -> MutexGuard<'_, BTreeMap<String, Reason>> {
