@@ -106,6 +106,21 @@ def test_alternating_flips_show_an_image_both_ways() -> None:
     assert [bool(image[0, 0, 0] > image[0, 0, 1]) for image in out] == every[0][rows].tolist()
 
 
+def test_cutout_blanks_a_square_of_each_image() -> None:
+    inputs = torch.ones(400, 3, 12, 12).contiguous(memory_format=torch.channels_last)
+    out = data.cut_out(inputs, 4, data.generator_for(1))
+    assert torch.equal(out, data.cut_out(inputs, 4, data.generator_for(1)))
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    blank = out == 0
+    assert torch.equal(out == 1, ~blank)
+    assert torch.equal(blank[:, 0], blank[:, 1]) and torch.equal(blank[:, 0], blank[:, 2])
+    heights, widths = (blank[:, 0].any(axis).sum(1) for axis in (2, 1))
+    # A square, whole in the middle and cut at the edges.
+    assert torch.equal(blank[:, 0].sum((1, 2)), heights * widths)
+    assert {*heights.tolist()} == {*widths.tolist()} == {2, 3, 4}
+    assert blank.any(0).all()
+
+
 def test_loading_ahead_keeps_the_order_and_stops() -> None:
     begun: list[int] = []
 

@@ -34,6 +34,8 @@ class Data:
         mean, std: of the channels, pixels in [0, 1]; the net's input is (pixel - mean) / std.
         flip: ``random`` flips half of the training images, drawn in every epoch (the paper);
             ``alternate`` flips each image in every other epoch, which suits short schedules.
+        cutout: size in pixels of the square that is blank in training images, at a random place;
+            0 for none (the paper).
     """
 
     name: str = "cifar10"
@@ -42,6 +44,7 @@ class Data:
     mean: tuple[float, ...] = CIFAR_MEAN
     std: tuple[float, ...] = CIFAR_STD
     flip: str = "random"
+    cutout: int = 0
 
 
 @dataclass(frozen=True)
@@ -322,6 +325,7 @@ def _check_ranges(config: Config, where: str) -> None:
     least: dict[str, tuple[float, int]] = {
         "seed": (config.seed, 0),
         "data.classes": (config.data.classes, 2),
+        "data.cutout": (config.data.cutout, 0),
         "net.size": (config.net.size, 1),
         "policy.pool": (config.policy.pool, 1),
     }

@@ -237,6 +237,21 @@ def augment(
     return padded[image, channel, rows, columns]
 
 
+def cut_out(inputs: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """Cutout (DeVries and Taylor, 2017): a square of each image is blank, wherever it falls.
+
+    Args:
+        inputs: normalised images [N, C, H, W]; blank is zero, the mean colour.
+        size: of the square in pixels; what lies outside the image is not cut.
+    """
+    count, _, height, width = inputs.shape
+    top = torch.randint(0, height, (count, 1, 1), generator=generator) - size // 2
+    left = torch.randint(0, width, (count, 1, 1), generator=generator) - size // 2
+    rows, columns = torch.arange(height)[:, None], torch.arange(width)
+    inside = (rows >= top) & (rows < top + size) & (columns >= left) & (columns < left + size)
+    return inputs.clone().masked_fill_(inside[:, None], 0.0)
+
+
 def generator_for(*key: int) -> torch.Generator:
     """A generator whose stream is fixed by ``key``, so that no random state needs saving."""
     seed = int(np.random.SeedSequence(list(key)).generate_state(1, np.uint64)[0] >> 1)

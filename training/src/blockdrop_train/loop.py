@@ -208,8 +208,10 @@ def run(job: Job, world: World, phase: Phase, images: data.AnyImages) -> None:
         flips = None
         if job.config.data.flip == "alternate":
             flips = data.alternating_flips(rows, len(images), seed, epoch)
-        pixels = images.augmented(rows, generator, flips)
-        batch = Batch(normalise(pixels), images.targets[rows], rows, (step + 0.5) / per_epoch)
+        inputs = normalise(images.augmented(rows, generator, flips))
+        if job.config.data.cutout:
+            inputs = data.cut_out(inputs, job.config.data.cutout, generator)
+        batch = Batch(inputs, images.targets[rows], rows, (step + 0.5) / per_epoch)
         return batch, generator
 
     first = world.rank == 0
