@@ -13,6 +13,7 @@ import urllib.request
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+DEFAULT = ROOT / "models" / "default"
 SAMPLE = ROOT / "samples" / "ship.webp"
 
 
@@ -38,7 +39,7 @@ def main() -> int:
                 answer = json.load(response)
             label = answer["results"][0]["predictions"][0]["label"]
             assert label == "ship", f"found {label}, expected ship: {answer}"
-            assert answer["model"] == "cifar10-resnet32", answer
+            assert answer["model"] == DEFAULT.read_text().strip(), answer
             os.killpg(server.pid, signal.SIGTERM)
             code = server.wait(timeout=60)
             assert code in (0, -signal.SIGTERM), f"make serve ended with {code} after SIGTERM"

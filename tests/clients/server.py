@@ -1,9 +1,11 @@
 """`blockdrop serve` as a child process, on ports of its own choice."""
 
+import functools
 import json
 import os
 import signal
 import subprocess
+import tempfile
 import threading
 from pathlib import Path
 
@@ -22,10 +24,18 @@ def built(*parts):
     return path
 
 
-class Server:
-    """A running server; use it in a `with`, which stops it."""
+@functools.cache
+def alone():
+    """A directory of models with MODEL and no other, for as long as this process runs."""
+    folder = tempfile.TemporaryDirectory(prefix="models-")
+    (Path(folder.name) / MODEL).symlink_to(ROOT / "models" / MODEL)
+    return folder
 
-    def __init__(self, *flags, models=ROOT / "models"):
+
+class Server:
+    """A running server of MODEL, or of `models`; use it in a `with`, which stops it."""
+
+    def __init__(self, *flags, models=None):
         binary = os.environ.get("BLOCKDROP_BINARY") or built("blockdrop")
         environment = {
             name: value
@@ -36,7 +46,10 @@ class Server:
         self.log = []
         self.http = self.grpc = self.admin = None
         self.process = subprocess.Popen(
-            [binary, "serve", *addresses, "--log-format=json", "--models", models, *flags],
+            [
+                *(binary, "serve", *addresses, "--log-format=json"),
+                *("--models", models or alone().name, *flags),
+            ],
             env=environment,
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
