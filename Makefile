@@ -45,7 +45,7 @@ build: ## build the release binary, target/release/blockdrop
 
 # Images at hand: CIFAR-10 where it is unpacked, with the masks that the policy decides; else the samples, with masks
 # drawn as the bundle says that they recur.
-BUNDLE ?= models/cifar10-resnet32/1
+BUNDLE ?= models/$(shell cat models/default)/1
 CIFAR := $(wildcard $(CACHE)/data/cifar-10-batches-bin)
 IMAGES ?= $(or $(CIFAR),samples)
 MASKS ?= $(if $(filter samples,$(IMAGES)),frequent,policy)
