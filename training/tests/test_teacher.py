@@ -59,6 +59,8 @@ def test_targets_are_the_mean_of_all_views(tiny: Config, cifar: Path, tmp_path: 
     torch.testing.assert_close(found.exp(), torch.stack(chances).mean(0), atol=2e-3, rtol=0)
     saved = checkpoint.load(job.checkpoint("teacher"))
     assert saved["validation"]["images"] == 30
+    right = float((found.argmax(1) == images.targets).double().mean())
+    assert shown["train"]["accuracy"] == right and shown["train"]["images"] == 270
     assert teacher.provenance(job) == {
         "teachers": ["other/1", "run/base.pt"], "validation": saved["validation"],
     }  # fmt: skip

@@ -73,6 +73,14 @@ def _log_mean(teachers: Sequence[Callable[[Tensor], Tensor]], pixels: Tensor) ->
     return torch.stack(each).logsumexp(0) - math.log(len(each))
 
 
+def _figures(targets: Tensor, classes: Tensor) -> dict[str, float]:
+    return {
+        "images": len(classes),
+        "accuracy": float((targets.argmax(1) == classes).double().mean()),
+        "loss": float(torch.nn.functional.cross_entropy(targets, classes)),
+    }
+
+
 def teach(job: Job, paths: Sequence[Path], threads: int) -> dict[str, Any]:
     """Write ``teacher.pt``: the log-probabilities of all training images, float16 [N, classes].
 
@@ -81,7 +89,7 @@ def teach(job: Job, paths: Sequence[Path], threads: int) -> dict[str, Any]:
         threads: batches that are computed at once.
 
     Returns:
-        The ensemble's figures on the validation images.
+        The ensemble's figures on the validation and on the training images.
     """
     place = job.checkpoint(PHASE)
     if place.exists():
@@ -105,13 +113,8 @@ def teach(job: Job, paths: Sequence[Path], threads: int) -> dict[str, Any]:
     own = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        held, classes = targets("validation")
-        figures = {
-            "images": len(classes),
-            "accuracy": float((held.argmax(1) == classes).double().mean()),
-            "loss": float(torch.nn.functional.cross_entropy(held, classes)),
-        }
-        taught, _ = targets("train")
+        validation = _figures(*targets("validation"))
+        taught, classes = targets("train")
     finally:
         torch.set_num_threads(own)
     names = [f"{path.resolve().parent.name}/{path.resolve().name}" for path in paths]
@@ -122,10 +125,11 @@ def teach(job: Job, paths: Sequence[Path], threads: int) -> dict[str, Any]:
         "total": 0,
         "log_probabilities": taught.half(),
         "teachers": names,
-        "validation": figures,
+        "validation": validation,
     }
     checkpoint.save(place, content)
-    return {"teachers": names, "validation": figures}
+    train = _figures(taught, classes)
+    return {"teachers": names, "validation": validation, "train": train}
 
 
 def read(job: Job, images: data.AnyImages) -> Tensor:
