@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pictures import LABELS
-from server import PATIENCE, ROOT, built
+from server import PATIENCE, ROOT, Server, built
 
 HERE = Path(__file__).resolve().parent
 README = (ROOT / "README.md").read_text()
@@ -38,6 +38,13 @@ CURL = [
     if name != "Clients" and language == "sh"
     if all(line.startswith(("curl", " ")) for line in text.splitlines())
 ]
+
+
+@pytest.fixture(scope="module")
+def server():
+    """A server of all models, as `make serve` starts it."""
+    with Server("--workers=1", models=ROOT / "models") as server:
+        yield server
 
 
 def title(text):
