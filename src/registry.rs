@@ -215,7 +215,7 @@ impl Registry {
     /// There is no such model or version.
     pub fn get(&self, name: Option<&str>, version: Option<&str>) -> Result<Arc<Model>, Unknown> {
         let models = self.models();
-        let default = self.default();
+        let default = if name.is_none() { self.default() } else { None };
         let name = name.or(default.as_deref()).ok_or_else(|| Unknown::Unnamed { known: names(models.keys()) })?;
         let versions =
             models.get(name).ok_or_else(|| Unknown::Name { name: shortened(name), known: names(models.keys()) })?;
