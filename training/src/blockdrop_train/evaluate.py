@@ -110,6 +110,12 @@ def logits(
     return torch.cat(parts)
 
 
+def accuracy_and_loss(logits: Tensor, targets: Tensor) -> tuple[float, float]:
+    """Share of the classes [N] that logits [N, classes] get right, and the mean cross-entropy."""
+    right = (logits.argmax(1) == targets).double().mean()
+    return float(right), float(torch.nn.functional.cross_entropy(logits, targets))
+
+
 def score(
     net: ResNet,
     images: AnyImages,
@@ -123,8 +129,7 @@ def score(
         decision_flops: charged to each image for its mask.
     """
     out = logits(net, images, normalise, masks)
-    loss = torch.nn.functional.cross_entropy(out, images.targets)
-    right = (out.argmax(1) == images.targets).double().mean()
+    accuracy, loss = accuracy_and_loss(out, images.targets)
     if masks is None:
         masks = torch.ones(len(images), net.depth, dtype=torch.bool)
     kept = masks.sum(1).double()
@@ -133,8 +138,8 @@ def score(
     cost = masks.double() @ each + fixed
     return Score(
         images=len(images),
-        accuracy=float(right),
-        loss=float(loss),
+        accuracy=accuracy,
+        loss=loss,
         blocks_mean=float(kept.mean()),
         blocks_std=float(kept.std(unbiased=False)),
         flops_mean=float(cost.mean()),

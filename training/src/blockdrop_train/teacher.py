@@ -21,6 +21,7 @@ from tqdm import tqdm
 from . import checkpoint, config, data, loop
 from .config import Config
 from .errors import CheckpointError
+from .evaluate import accuracy_and_loss
 from .export import Bundle
 from .loop import Job
 
@@ -74,11 +75,8 @@ def _log_mean(teachers: Sequence[Callable[[Tensor], Tensor]], pixels: Tensor) ->
 
 
 def _figures(targets: Tensor, classes: Tensor) -> dict[str, float]:
-    return {
-        "images": len(classes),
-        "accuracy": float((targets.argmax(1) == classes).double().mean()),
-        "loss": float(torch.nn.functional.cross_entropy(targets, classes)),
-    }
+    accuracy, loss = accuracy_and_loss(targets, classes)
+    return {"images": len(classes), "accuracy": accuracy, "loss": loss}
 
 
 def teach(job: Job, paths: Sequence[Path], threads: int) -> dict[str, Any]:
