@@ -95,13 +95,17 @@ def test_the_three_ways_are_timed_in_turns(
     common = ["--config", str(settings), "--data", str(cifar), "--run", str(tmp_path / "run")]
     for command in ("base", "sequential"):
         assert main([command, *common, "--device", "cpu"]) == 0
-    bundle = str(tmp_path / "1")
+    bundle = str(tmp_path / "tiny" / "1")
     assert main(["export", *common, "--phase", "base", "--output", bundle]) == 0
     capsys.readouterr()
-    assert main(["time", *common, "--bundle", bundle, "--images", "12"]) == 0
-    figures = json.loads(capsys.readouterr().out)
+    results = tmp_path / "results"
+    timed = ["time", *common, "--bundle", bundle, "--images", "12", "--results", str(results)]
+    assert main(timed) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert json.loads((results / "tiny.time.json").read_text()) == found
+    assert (found["bundle"], found["images"]) == ("tiny/1", 12)
+    figures = found["ways"]
     assert list(figures) == ["full", "single_step", "sequential"]
-    assert {figure["images"] for figure in figures.values()} == {12}
     assert all(figure["milliseconds_median"] > 0 for figure in figures.values())
     # The policy that keeps every block gives the classes of the full net.
     assert figures["single_step"]["blocks_mean"] == figures["full"]["blocks_mean"] == 3
@@ -112,6 +116,11 @@ def test_the_three_ways_are_timed_in_turns(
         ("full", "base"),
         ("sequential", "decisions"),
     ]
+    output = tmp_path / "RESULTS.md"
+    assert main(["table", "--results", str(results), "--output", str(output)]) == 0
+    median = figures["sequential"]["milliseconds_median"]
+    share = median / figures["full"]["milliseconds_median"]
+    assert f"| BlockDrop-seq | {median:.2f} | {share:.2f} |" in output.read_text()
     saved = checkpoint.load(tmp_path / "run" / "sequential.pt")
     saved["nets"]["net"]["head.weight"] += 1
     checkpoint.save(tmp_path / "run" / "sequential.pt", saved)

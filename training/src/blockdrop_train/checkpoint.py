@@ -33,3 +33,9 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or "step" not in content:
         raise CheckpointError(f"{path} is not a checkpoint of blockdrop-train")
     return content
+
+
+def title(path: Path) -> str:
+    """The name in provenance: ``RUN/base.pt`` of a checkpoint, ``NAME/VERSION`` of a bundle."""
+    whole = path.resolve()
+    return f"{whole.parent.name}/{whole.name}"

@@ -19,7 +19,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from . import (
@@ -168,6 +167,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--images", type=int, default=500, help="validation images, one by one [%(default)s]"
     )
+    command.add_argument("--results", type=Path, help="write them to a file in this folder too")
     command = add("export", "Write a model bundle from a run's nets and check it.")
     command.add_argument(
         "--phase",
@@ -261,8 +261,10 @@ def _unfold(job: Job, folder: Path, net: ResNet, policy: Policy) -> None:
 
 def _origin(folder: Path) -> dict[str, Any]:
     """A bundle's name and provenance."""
-    name = f"{folder.resolve().parent.name}/{folder.resolve().name}"
-    return {"name": name, "provenance": Bundle(folder).manifest["provenance"]}
+    return {
+        "name": checkpoint.title(folder),
+        "provenance": Bundle(folder).manifest["provenance"],
+    }
 
 
 def _import(job: Job, path: Path, layout: str, initial: Path | None) -> None:
@@ -438,33 +440,6 @@ def _export(
     print(f"{output}: {description}")
 
 
-def _time(job: Job, folder: Path, count: int) -> dict[str, Any]:
-    """Milliseconds, blocks and accuracy of Table 2's three ways on validation images."""
-    bundle = Bundle(folder)
-    net, _ = nets_of(dataclasses.replace(job, device="cpu"))
-    decisions = sequential.Sequential(net)
-    load_nets(job.checkpoint("sequential"), {"net": net, "decisions": decisions})
-    images = job.config.load(job.data_root, "validation")
-    rows = torch.arange(min(count, len(images)))
-    inputs = job.config.normalise()(images.plain(rows)).contiguous()
-    found = net.eval()(inputs[:8]).detach().numpy()
-    if abs(bundle.logits(inputs[:8].numpy(), np.ones((8, net.depth), bool)) - found).max() > 1e-2:
-        raise CheckpointError(
-            f"{folder} computes otherwise than the net of {job.checkpoint('sequential')}: export "
-            "the net that the decisions were trained on"
-        )
-    runs = {
-        "full": timing.full(bundle),
-        "single_step": timing.single_step(bundle),
-        "sequential": timing.sequential(bundle, decisions),
-    }
-    figures = timing.measure(runs, inputs.numpy())
-    for figure in figures.values():
-        right = torch.tensor(figure.pop("classes")) == images.targets[rows]
-        figure["accuracy"] = round(float(right.double().mean()), 4)
-    return figures
-
-
 def _pictures(options: argparse.Namespace) -> None:
     bundle = Bundle(options.bundle)
     given = bundle.manifest["input"]
@@ -477,6 +452,13 @@ def _pictures(options: argparse.Namespace) -> None:
         images = data.load(name, options.data, "test", given["height"], short_side)
     for path in pictures.draw(bundle, images, options.output):
         print(path)
+
+
+def _report(figures: dict[str, Any], kind: str, folder: Path | None) -> None:
+    """Print a run's figures, and write them to a result file where a folder is given."""
+    print(json.dumps(figures, indent=1))
+    if folder:
+        print(results.save(folder, figures, kind), file=sys.stderr)
 
 
 def _run(options: argparse.Namespace, arguments: list[str]) -> None:
@@ -519,11 +501,9 @@ def _run(options: argparse.Namespace, arguments: list[str]) -> None:
         print(json.dumps(teacher.teach(job, options.teachers, options.threads)))
     elif options.command == "evaluate":
         figures = results.evaluate(job, options.split, options.flops)
-        print(json.dumps(figures, indent=1))
-        if options.results:
-            print(results.save(options.results, figures), file=sys.stderr)
+        _report(figures, options.split, options.results)
     elif options.command == "time":
-        print(json.dumps(_time(job, options.bundle, options.images), indent=1))
+        _report(timing.compare(job, options.bundle, options.images), "time", options.results)
     elif options.command == "export":
         _export(job, options.phase, options.flops, options.output, options.note, arguments)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import data, loop
+from . import data, loop, timing
 from .baselines import HEURISTICS, Heuristic
 from .curriculum import nets_of
 from .errors import CheckpointError, DataError
@@ -204,10 +204,10 @@ def evaluate(job: Job, split: str, budgets: Sequence[float] = ()) -> dict[str, A
     }
 
 
-def save(folder: Path, figures: dict[str, Any]) -> Path:
-    """Write a result file, named after configuration and split."""
+def save(folder: Path, figures: dict[str, Any], kind: str) -> Path:
+    """Write a result file, named after its configuration and kind: a split, or ``time``."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{figures['config']}.{figures['split']}.json"
+    path = folder / f"{figures['config']}.{kind}.json"
     path.write_text(json.dumps(figures, indent=1) + "\n")
     return path
 
@@ -377,11 +377,14 @@ def table(folder: Path, output: Path) -> list[Path]:
         "# Results",
         "",
         "Written by `blockdrop-train table` from the files in `results/`, which "
-        "`blockdrop-train evaluate --results` leaves. Do not edit.",
+        "`blockdrop-train evaluate --results` and `time --results` leave. Do not edit.",
     ]
     written = [output]
     for file in files:
         figures = json.loads(file.read_text())
+        if "ways" in figures:
+            parts += ["", timing.section(figures), ""]
+            continue
         pictures = draw(figures, folder)
         written += pictures
         parts += ["", section(figures), ""]

@@ -115,7 +115,7 @@ def teach(job: Job, paths: Sequence[Path], threads: int) -> dict[str, Any]:
         taught, classes = targets("train")
     finally:
         torch.set_num_threads(own)
-    names = [f"{path.resolve().parent.name}/{path.resolve().name}" for path in paths]
+    names = [checkpoint.title(path) for path in paths]
     content = {
         "kind": PHASE,
         "config": loop.share(job.config),

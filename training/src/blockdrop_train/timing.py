@@ -6,14 +6,29 @@ and take turns image by image, so that whatever slows the machine down slows the
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from . import checkpoint
+from .curriculum import nets_of
+from .errors import CheckpointError
 from .export import Bundle
+from .loop import Job, load_nets
 from .sequential import Sequential
+
+PAPER = {
+    ("cifar10", 32): {"full": 7.71, "single_step": 6.56, "sequential": 9.92},
+    ("cifar10", 110): {"full": 24.1, "single_step": 10.9, "sequential": 29.1},
+}
+"""Milliseconds an image on one P6000 GPU (Table 2)."""
+
+TITLES = {"full": "full", "single_step": "BlockDrop", "sequential": "BlockDrop-seq"}
 
 Run = Callable[[np.ndarray], tuple[np.ndarray, int]]
 """From a normalised image [1, C, H, W] to class logits [1, classes] and the blocks that ran."""
@@ -79,7 +94,6 @@ def measure(runs: dict[str, Run], images: np.ndarray) -> dict[str, dict[str, Any
             classes[name].append(int(logits.argmax()))
     return {
         name: {
-            "images": len(images),
             "milliseconds_median": round(float(np.median(spent[name])), 4),
             "milliseconds_mean": round(float(np.mean(spent[name])), 4),
             "blocks_mean": round(float(np.mean(blocks[name])), 3),
@@ -87,3 +101,72 @@ def measure(runs: dict[str, Run], images: np.ndarray) -> dict[str, dict[str, Any
         }
         for name in names
     }
+
+
+def compare(job: Job, folder: Path, count: int) -> dict[str, Any]:
+    """Times, blocks and accuracy of the three ways on the run's first validation images.
+
+    Args:
+        folder: the bundle of the net that the run's sequential decisions were trained on.
+        count: how many images.
+    """
+    bundle = Bundle(folder)
+    net, _ = nets_of(dataclasses.replace(job, device="cpu"))
+    decisions = Sequential(net)
+    load_nets(job.checkpoint("sequential"), {"net": net, "decisions": decisions})
+    images = job.config.load(job.data_root, "validation")
+    rows = torch.arange(min(count, len(images)))
+    inputs = job.config.normalise()(images.plain(rows)).contiguous()
+    found = net.eval()(inputs[:8]).detach().numpy()
+    if abs(bundle.logits(inputs[:8].numpy(), np.ones((8, net.depth), bool)) - found).max() > 1e-2:
+        raise CheckpointError(
+            f"{folder} computes otherwise than the net of {job.checkpoint('sequential')}: export "
+            "the net that the decisions were trained on"
+        )
+    ways = measure(
+        {
+            "full": full(bundle),
+            "single_step": single_step(bundle),
+            "sequential": sequential(bundle, decisions),
+        },
+        inputs.numpy(),
+    )
+    for figure in ways.values():
+        right = torch.tensor(figure.pop("classes")) == images.targets[rows]
+        figure["accuracy"] = round(float(right.double().mean()), 4)
+    return {
+        "config": job.config.name,
+        "data": job.config.data.name,
+        "depth": job.config.net.depth,
+        "blocks": net.depth,
+        "seed": job.config.seed,
+        "bundle": checkpoint.title(folder),
+        "images": len(rows),
+        "ways": ways,
+    }
+
+
+def section(figures: dict[str, Any]) -> str:
+    """Markdown of one comparison, Table 2's milliseconds beside ours."""
+    paper = PAPER.get((figures["data"], figures["depth"]), {})
+    ways = figures["ways"]
+    base = ways["full"]["milliseconds_median"]
+    lines = [
+        f"## Time an image: ResNet-{figures['depth']} on {figures['data']}, `{figures['config']}`, "
+        f"seed {figures['seed']}",
+        "",
+        f"`{figures['bundle']}`, {figures['images']} validation images one by one on one thread, "
+        "the three ways in turns, block by block: a share of the full net's time means something, "
+        "milliseconds are the machine's. The paper's are of one P6000 GPU (Table 2).",
+        "",
+        "| | ms, median | of full | ms, mean | blocks | accuracy % | paper, ms | of full |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, figure in ways.items():
+        theirs = f"{paper[name]:g} | {paper[name] / paper['full']:.2f}" if paper else " | "
+        lines.append(
+            f"| {TITLES[name]} | {figure['milliseconds_median']:.2f} "
+            f"| {figure['milliseconds_median'] / base:.2f} | {figure['milliseconds_mean']:.2f} "
+            f"| {figure['blocks_mean']:.1f} | {100 * figure['accuracy']:.1f} | {theirs} |"
+        )
+    return "\n".join(lines)
