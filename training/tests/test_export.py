@@ -74,6 +74,19 @@ def test_bundle_agrees_with_the_nets(family: str, tmp_path: Path) -> None:
     assert [p.name for p in target.parent.iterdir()] == ["1"]
 
 
+@pytest.mark.parametrize("family", ["cifar", "imagenet"])
+def test_a_path_is_one_graph_of_the_blocks_that_its_mask_keeps(family: str, tmp_path: Path) -> None:
+    net, policy = nets(family)
+    inputs = torch.randn(3, *net.input_size)
+    export(tmp_path / "1", net, policy, Normalise(), ABOUT, inputs, PATHS)
+    bundle = Bundle(tmp_path / "1")
+    nothing, everything = np.zeros(net.depth, bool), np.ones(net.depth, bool)
+    for mask in (nothing, everything, np.arange(net.depth) % 3 == 0):
+        found = bundle.run(bundle.path(mask), inputs.numpy())
+        wanted = net.eval()(inputs, torch.from_numpy(np.stack([mask] * 3))).detach().numpy()
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_frequent_paths_are_ranked_and_limited() -> None:
     masks = torch.tensor([[1, 0, 1]] * 3 + [[1, 1, 0]] + [[0, 1, 1]] + [[1, 1, 1]] * 2).bool()
     shares = exporting.frequent_paths(masks)

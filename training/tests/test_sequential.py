@@ -105,11 +105,15 @@ def test_the_three_ways_are_timed_in_turns(
     assert json.loads((results / "tiny.time.json").read_text()) == found
     assert (found["bundle"], found["images"]) == ("tiny/1", 12)
     figures = found["ways"]
-    assert list(figures) == ["full", "single_step", "sequential"]
+    assert list(figures) == [
+        *("full", "single_step", "sequential"),
+        *("full_graph", "single_step_graph"),
+    ]
     assert all(figure["milliseconds_median"] > 0 for figure in figures.values())
     # The policy that keeps every block gives the classes of the full net.
     assert figures["single_step"]["blocks_mean"] == figures["full"]["blocks_mean"] == 3
-    assert figures["single_step"]["accuracy"] == figures["full"]["accuracy"]
+    for way in ("single_step", "full_graph", "single_step_graph"):
+        assert figures[way]["accuracy"] == figures["full"]["accuracy"]
     assert main(["evaluate", *common]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert [(row["method"], row["phase"]) for row in rows] == [

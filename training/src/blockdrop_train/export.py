@@ -144,6 +144,12 @@ def _write_paths(folder: Path, paths: dict[str, float]) -> None:
     (folder / "paths.json").write_text(content)
 
 
+def _session(model: bytes) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
 class Bundle:
     """A bundle on disk, run graph by graph with ONNX Runtime; hashes are checked on opening."""
 
@@ -175,11 +181,21 @@ class Bundle:
         return content
 
     def _session(self, entry: dict[str, Any]) -> onnxruntime.InferenceSession:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        return onnxruntime.InferenceSession(
-            self.read(entry), options, providers=["CPUExecutionProvider"]
-        )
+        return _session(self.read(entry))
+
+    def path(self, mask: np.ndarray) -> onnxruntime.InferenceSession:
+        """Stem, the blocks that ``mask``, bool [K], keeps, shortcuts and head as one graph."""
+        blocks = [b for segment in self.manifest["segments"] for b in segment["blocks"]]
+        taken = [b if keep else b.get("shortcut") for keep, b in zip(mask, blocks, strict=True)]
+        parts = [self.manifest["stem"], *filter(None, taken), self.manifest["head"]]
+        models = [onnx.load_model_from_string(self.read(part)) for part in parts]
+        whole = models[0]
+        for number, model in enumerate(models[1:]):
+            ends = (whole.graph.output[0].name, f"{number}/{model.graph.input[0].name}")
+            whole = onnx.compose.merge_models(
+                whole, onnx.compose.add_prefix(model, f"{number}/"), io_map=[ends]
+            )
+        return _session(whole.SerializeToString())
 
     @staticmethod
     def run(session: onnxruntime.InferenceSession, x: np.ndarray) -> np.ndarray:
