@@ -316,9 +316,12 @@ def draw(figures: dict[str, Any], folder: Path) -> list[Path]:
     from matplotlib import pyplot
 
     stem = f"{figures['config']}.{figures['split']}"
-    curve, axes = pyplot.subplots(figsize=(6, 4))
+    curve, axes = pyplot.subplots(figsize=(6, 4.5))
     colours = [pyplot.get_cmap("tab20")(n) for n in range(20)]
-    floor = max(100 * row["accuracy"] for row in figures["rows"]) - 15
+    points = PAPER_POINTS.get((figures["data"], figures["depth"]), [])
+    best = max(100 * row["accuracy"] for row in figures["rows"])
+    best = max([best, *(point.accuracy for point in points)])
+    floor = best - 4
     shifted = sorted(
         (r["flops_mean"], 100 * r["accuracy"]) for r in figures["rows"] if "shift" in r
     )
@@ -334,8 +337,7 @@ def draw(figures: dict[str, Any], folder: Path) -> list[Path]:
             label += f": {accuracy:.0f} % (below)"
         marker = {"policy": "*", "full": "s"}.get(row["method"], "o")
         axes.scatter(row["flops_mean"], accuracy, marker=marker, s=70, color=colour, label=label)
-    axes.set_ylim(bottom=floor)
-    points = PAPER_POINTS.get((figures["data"], figures["depth"]), [])
+    axes.set_ylim(floor, best + 0.5)
     if points:
         axes.scatter(
             [point.flops for point in points],
@@ -348,7 +350,7 @@ def draw(figures: dict[str, Any], folder: Path) -> list[Path]:
     axes.set_xlabel("FLOPs an image, policy included")
     axes.set_ylabel("accuracy in %")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.02, 0.5))
     paths = [folder / f"{stem}.flops.png"]
     curve.savefig(paths[0], dpi=110, bbox_inches="tight")
     pyplot.close(curve)
