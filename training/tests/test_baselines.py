@@ -1,11 +1,11 @@
-"""FirstK, RandomK and DistributeK."""
+"""FirstK, RandomK and DistributeK, and the policy's favourite blocks."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from blockdrop_train.baselines import Heuristic, distribute_k
+from blockdrop_train.baselines import Heuristic, distribute_k, most_kept
 
 
 def test_first_and_distributed() -> None:
@@ -33,3 +33,13 @@ def test_wrong_paths_are_refused(text: str) -> None:
 def test_too_many_blocks_are_refused() -> None:
     with pytest.raises(ValueError, match="15 blocks"):
         Heuristic("first_k", 16).masks((5, 5, 5), 1)
+
+
+def test_the_most_kept_blocks_are_those_of_most_images() -> None:
+    logits = torch.tensor([[9.0, -1, 1, -3], [9.0, -1, 1, -2], [-1, 5, 1, -2]])
+    assert most_kept(logits, 1).tolist() == [False, False, True, False]
+    assert most_kept(logits, 2).tolist() == [True, False, True, False]
+    # Of two that are kept as often, the one with the greater logits.
+    assert most_kept(logits - 2, 1).tolist() == [True, False, False, False]
+    assert most_kept(logits - 10, 1).tolist() == [True, False, False, False]
+    assert most_kept(logits, 4).all()

@@ -62,7 +62,13 @@ def test_from_base_to_bundle(
     budgets = ["--flops", "5e5", "9e5", "1.2e6"]
     assert main(["evaluate", *common, "--split", "test", "--results", str(folder), *budgets]) == 0
     figures = json.loads(capsys.readouterr().out)
-    curve = [row for row in figures["rows"] if "shift" in row]
+    shifted = [row for row in figures["rows"] if "shift" in row]
+    curve = [row for row in shifted if row["method"] == "policy"]
+    alike = [row for row in shifted if row["method"] == "most_kept"]
+    assert [row["shift"] for row in alike] == [row["shift"] for row in curve]
+    for one, each in zip(alike, curve, strict=True):
+        assert one["distinct_masks"] == 1 and one["blocks_std"] == 0
+        assert each["blocks_mean"] <= one["blocks_mean"] < each["blocks_mean"] + 1
     assert {row["phase"] for row in curve} == {"finetune"}
     assert len({row["flops_mean"] for row in curve}) == 3
     assert sorted(curve, key=lambda row: row["shift"]) == curve

@@ -46,3 +46,9 @@ def test_the_papers_operating_points_stand_beside_ours() -> None:
     assert "| BlockDrop, paper | gamma 2 | 91.9 | 10.3 | 1.18e+08 |  |" in text
     assert "| BlockDrop, paper | gamma 10 | 93.6 | 16.9 ± 3.7 | 1.81e+08 ± 3.4e+07 | 469 |" in text
     assert "paper | gamma" not in section(_figures(20, {9: 100}))
+
+
+def test_a_section_says_where_the_nets_come_from() -> None:
+    figures = _figures(110, {10: 100}) | {"imported": "small/1"}
+    assert "The nets before finetuning come from `small/1`." in section(figures)
+    assert "The base net was grown from `small/1`." in section(figures | {"grown": True})

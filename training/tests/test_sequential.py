@@ -93,10 +93,13 @@ def test_the_three_ways_are_timed_in_turns(
         '[curriculum]\nmethod = "gates"\nepochs = 1\nbatch = 90\nflops = 9e5\n'
     )
     common = ["--config", str(settings), "--data", str(cifar), "--run", str(tmp_path / "run")]
-    for command in ("base", "sequential"):
+    for command in ("base", "curriculum"):
         assert main([command, *common, "--device", "cpu"]) == 0
     bundle = str(tmp_path / "tiny" / "1")
-    assert main(["export", *common, "--phase", "base", "--output", bundle]) == 0
+    assert main(["export", *common, "--output", bundle]) == 0
+    assert main(["time", *common, "--bundle", bundle]) == 1
+    assert "train it first (blockdrop-train sequential)" in capsys.readouterr().err
+    assert main(["sequential", *common, "--device", "cpu"]) == 0
     capsys.readouterr()
     results = tmp_path / "results"
     timed = ["time", *common, "--bundle", bundle, "--images", "12", "--results", str(results)]
@@ -110,21 +113,24 @@ def test_the_three_ways_are_timed_in_turns(
         *("full_graph", "single_step_graph"),
     ]
     assert all(figure["milliseconds_median"] > 0 for figure in figures.values())
-    # The policy that keeps every block gives the classes of the full net.
-    assert figures["single_step"]["blocks_mean"] == figures["full"]["blocks_mean"] == 3
-    for way in ("single_step", "full_graph", "single_step_graph"):
-        assert figures[way]["accuracy"] == figures["full"]["accuracy"]
+    assert figures["full_graph"]["accuracy"] == figures["full"]["accuracy"]
+    assert figures["full"]["blocks_mean"] == 3
+    single, graph = figures["single_step"], figures["single_step_graph"]
+    assert (single["accuracy"], single["blocks_mean"]) == (graph["accuracy"], graph["blocks_mean"])
+    assert single["flops_mean"] <= figures["sequential"]["flops_mean"]
+    assert main([*timed[:-3], "2"]) == 0
+    capsys.readouterr()
+    assert main([*timed[:-3], "0"]) == 1
+    assert "images 0: expected at least 1" in capsys.readouterr().err
     assert main(["evaluate", *common]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
-    assert [(row["method"], row["phase"]) for row in rows] == [
-        ("full", "base"),
-        ("sequential", "decisions"),
-    ]
+    assert (rows[-1]["method"], rows[-1]["phase"]) == ("sequential", "decisions")
     output = tmp_path / "RESULTS.md"
     assert main(["table", "--results", str(results), "--output", str(output)]) == 0
     median = figures["sequential"]["milliseconds_median"]
     share = median / figures["full"]["milliseconds_median"]
-    assert f"| BlockDrop-seq | {median:.2f} | {share:.2f} |" in output.read_text()
+    line = next(x for x in output.read_text().splitlines() if x.startswith("| BlockDrop-seq |"))
+    assert line.split(" | ")[1:4:2] == [f"{median:.2f}", f"{share:.2f}"]
     saved = checkpoint.load(tmp_path / "run" / "sequential.pt")
     saved["nets"]["net"]["head.weight"] += 1
     checkpoint.save(tmp_path / "run" / "sequential.pt", saved)

@@ -38,6 +38,19 @@ def distribute_k(segments: tuple[int, ...], keep: int) -> Tensor:
     return torch.cat([torch.arange(n) < share for n, share in zip(segments, shares, strict=True)])
 
 
+def most_kept(logits: Tensor, keep: int) -> Tensor:
+    """The ``keep`` blocks that keep logits, [N, K], keep for the most images. Returns bool [K].
+
+    One mask for every image, chosen by the policy: what it lacks is all that deciding by the image
+    is worth. Of blocks kept as often, the mean logit says which.
+    """
+    rates, means = (logits >= 0).double().mean(0).tolist(), logits.double().mean(0).tolist()
+    order = sorted(range(len(rates)), key=lambda k: (rates[k], means[k]), reverse=True)
+    mask = torch.zeros(len(rates), dtype=torch.bool)
+    mask[order[:keep]] = True
+    return mask
+
+
 @dataclass(frozen=True)
 class Heuristic:
     """A heuristic and the number of blocks it keeps, written ``first_k:7``."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import data, loop, timing
-from .baselines import HEURISTICS, Heuristic
+from .baselines import HEURISTICS, Heuristic, most_kept
 from .curriculum import nets_of
 from .errors import CheckpointError, DataError
 from .evaluate import keep_logits, learned_masks, score, shift_to
@@ -85,6 +85,7 @@ TITLES = {
     "random_k": "RandomK",
     "distribute_k": "DistributeK",
     "policy": "BlockDrop",
+    "most_kept": "one mask for all",
     "full": "full",
     "sequential": "BlockDrop-seq",
 }
@@ -119,7 +120,7 @@ def _epochs(saved: dict[str, Any]) -> dict[str, float]:
     return {"epochs": round(saved["config"][kind]["epochs"] * saved["step"] / saved["total"], 2)}
 
 
-def _shifted(
+def _points(
     job: Job,
     phase: str,
     net: ResNet,
@@ -127,17 +128,25 @@ def _shifted(
     images: data.AnyImages,
     budgets: Sequence[float],
 ) -> list[dict[str, Any]]:
-    """The policy at other FLOPs: its keep logits shifted, by how much validation images say."""
+    """The policy at other FLOPs, and one mask for all images beside each of its points.
+
+    Its keep logits are shifted, by how much validation images say; these choose the mask too, of
+    as many blocks as the point keeps on average, rounded up.
+    """
     normalise = job.config.normalise()
     held = keep_logits(policy, job.config.load(job.data_root, "validation"), normalise)
     logits = keep_logits(policy, images, normalise)
     rows = []
-    for flops in budgets:
-        shift = shift_to(net, policy, held, flops)
-        row = _row(
-            "policy", phase, net, images, normalise, logits + shift >= 0, policy_flops(policy)
-        )
-        rows.append(row | {"shift": round(shift, 6)})
+    for flops in (None, *budgets):
+        moved = 0.0 if flops is None else shift_to(net, policy, held, flops)
+        shift = {} if flops is None else {"shift": round(moved, 6)}
+        masks = logits + moved >= 0
+        if flops is not None:
+            row = _row("policy", phase, net, images, normalise, masks, policy_flops(policy))
+            rows.append(row | shift)
+        keep = math.ceil(float(masks.double().sum(1).mean()))
+        mask = most_kept(held + moved, keep).expand(len(images), -1)
+        rows.append(_row("most_kept", phase, net, images, normalise, mask) | shift)
     return rows
 
 
@@ -145,7 +154,8 @@ def evaluate(job: Job, split: str, budgets: Sequence[float] = ()) -> dict[str, A
     """Figures of every net that the run folder holds, on one split.
 
     The heuristics keep the learned average of blocks, rounded up, as in the paper: on the base
-    net as it is, and on nets finetuned for them where the run has such checkpoints.
+    net as it is, and on nets finetuned for them where the run has such checkpoints. Beside each
+    point of the last phase's policy stands the one mask of the blocks that it keeps most often.
 
     Args:
         budgets: FLOPs an image at which the last phase's policy is measured besides, by one shift
@@ -168,7 +178,7 @@ def evaluate(job: Job, split: str, budgets: Sequence[float] = ()) -> dict[str, A
         )
         keep = math.ceil(rows[-1]["blocks_mean"])
         if phase == phases[-1]:
-            rows += _shifted(job, phase, net, policy, images, budgets)
+            rows += _points(job, phase, net, policy, images, budgets)
     if job.checkpoint("base").exists():
         saved = loop.load_nets(job.checkpoint("base"), {"net": net})
         rows.insert(0, _row("full", "base", net, images, normalise) | _epochs(saved))
@@ -191,6 +201,7 @@ def evaluate(job: Job, split: str, budgets: Sequence[float] = ()) -> dict[str, A
         rows.append(row | _epochs(saved))
     if not rows:
         raise CheckpointError(f"{job.folder} has no checkpoint to evaluate")
+    origin = loop.imported(job) or {}
     return {
         "config": job.config.name,
         "data": job.config.data.name,
@@ -199,7 +210,8 @@ def evaluate(job: Job, split: str, budgets: Sequence[float] = ()) -> dict[str, A
         "seed": job.config.seed,
         "split": split,
         "policy_flops": policy_flops(policy),
-        "imported": (loop.imported(job) or {}).get("name"),
+        "imported": origin.get("name"),
+        "grown": "grown" in origin,
         "rows": rows,
     }
 
@@ -303,7 +315,9 @@ def section(figures: dict[str, Any]) -> str:
     row = _find(figures, "policy", ("finetune", "curriculum"))
     if row is not None:
         lines += ["", _spread(row)]
-    if figures.get("imported"):
+    if figures.get("grown"):
+        lines += ["", f"The base net was grown from `{figures['imported']}`."]
+    elif figures.get("imported"):
         lines += ["", f"The nets before finetuning come from `{figures['imported']}`."]
     return "\n".join(lines)
 
@@ -322,20 +336,24 @@ def draw(figures: dict[str, Any], folder: Path) -> list[Path]:
     best = max(100 * row["accuracy"] for row in figures["rows"])
     best = max([best, *(point.accuracy for point in points)])
     floor = best - 4
-    shifted = sorted(
-        (r["flops_mean"], 100 * r["accuracy"]) for r in figures["rows"] if "shift" in r
-    )
-    if shifted:
-        axes.plot(
-            *zip(*shifted, strict=True), marker=".", color="grey", label="BlockDrop, logits shifted"
+    for method, style, label in (
+        ("policy", "-", "BlockDrop, logits shifted"),
+        ("most_kept", ":", "one mask for all images, of the blocks it keeps most"),
+    ):
+        points_of = sorted(
+            (row["flops_mean"], 100 * row["accuracy"])
+            for row in figures["rows"]
+            if row["method"] == method and ("shift" in row or method == "most_kept")
         )
-    rows = [row for row in figures["rows"] if "shift" not in row]
+        if points_of:
+            axes.plot(*zip(*points_of, strict=True), style, marker=".", color="grey", label=label)
+    rows = [r for r in figures["rows"] if "shift" not in r and r["method"] != "most_kept"]
     for row, colour in zip(rows, itertools.cycle(colours), strict=False):
         label = f"{TITLES[row['method']]}, {row['phase']}"
         accuracy = 100 * row["accuracy"]
         if accuracy < floor:
             label += f": {accuracy:.0f} % (below)"
-        marker = {"policy": "*", "full": "s"}.get(row["method"], "o")
+        marker = {"policy": "*", "full": "s", "sequential": "D"}.get(row["method"], "o")
         axes.scatter(row["flops_mean"], accuracy, marker=marker, s=70, color=colour, label=label)
     axes.set_ylim(floor, best + 0.5)
     if points:
@@ -372,7 +390,9 @@ def table(folder: Path, output: Path) -> list[Path]:
     Returns:
         The paths written.
     """
-    files = sorted(folder.glob("*.json"))
+    files = sorted(
+        folder.glob("*.json"), key=lambda p: (p.name.split(".")[0], ".time." in p.name, p.name)
+    )
     if not files:
         raise DataError(f"no result files in {folder}: blockdrop-train evaluate writes them")
     parts = [
@@ -385,7 +405,7 @@ def table(folder: Path, output: Path) -> list[Path]:
     for file in files:
         figures = json.loads(file.read_text())
         if "ways" in figures:
-            parts += ["", timing.section(figures), ""]
+            parts += ["", timing.section(figures)]
             continue
         pictures = draw(figures, folder)
         written += pictures

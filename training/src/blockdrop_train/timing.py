@@ -19,10 +19,13 @@ import torch
 
 from . import checkpoint
 from .curriculum import nets_of
-from .errors import CheckpointError
+from .data import in_order
+from .errors import CheckpointError, DataError
+from .evaluate import shift_for
 from .export import Bundle
+from .flops import block_flops, full_flops
 from .loop import Job, load_nets
-from .sequential import Sequential
+from .sequential import Sequential, sequential_masks
 
 PAPER = {
     ("cifar10", 32): {"full": 7.71, "single_step": 6.56, "sequential": 9.92},
@@ -42,18 +45,35 @@ Run = Callable[[np.ndarray], tuple[np.ndarray, int]]
 """From a normalised image [1, C, H, W] to class logits [1, classes] and the blocks that ran."""
 
 
+def _along(bundle: Bundle, mask: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Class logits of images along one path, block by block."""
+    x = bundle.run(bundle.stem, x)
+    for keep, block, shortcut in zip(mask, bundle.blocks, bundle.shortcuts, strict=True):
+        if keep:
+            x = bundle.run(block, x)
+        elif shortcut is not None:
+            x = bundle.run(shortcut, x)
+    return bundle.run(bundle.head, x)
+
+
+def _decided(bundle: Bundle, shift: float, image: np.ndarray) -> np.ndarray:
+    """The mask, bool [K], of an image by the policy's keep logits and a shift of all of them."""
+    mask: np.ndarray = bundle.run(bundle.policy, image)[0] >= -shift
+    return mask
+
+
 def full(bundle: Bundle) -> Run:
     """Every block."""
-    masks = np.ones((1, len(bundle.blocks)), bool)
-    return lambda image: (bundle.logits(image, masks), len(bundle.blocks))
+    mask = np.ones(len(bundle.blocks), bool)
+    return lambda image: (_along(bundle, mask, image), len(mask))
 
 
-def single_step(bundle: Bundle) -> Run:
+def single_step(bundle: Bundle, shift: float) -> Run:
     """The policy, then its path."""
 
     def run(image: np.ndarray) -> tuple[np.ndarray, int]:
-        masks = bundle.masks(image)
-        return bundle.logits(image, masks), int(masks.sum())
+        mask = _decided(bundle, shift, image)
+        return _along(bundle, mask, image), int(mask.sum())
 
     return run
 
@@ -90,12 +110,13 @@ def full_graph(bundle: Bundle) -> Run:
     return lambda image: (bundle.run(path, image), len(bundle.blocks))
 
 
-def single_step_graph(bundle: Bundle, images: np.ndarray) -> Run:
-    """The policy, then its path as one graph, which is made beforehand for each of ``images``."""
-    paths = {mask.tobytes(): bundle.path(mask) for mask in np.unique(bundle.masks(images), axis=0)}
+def single_step_graph(bundle: Bundle, shift: float, images: np.ndarray) -> Run:
+    """The policy, then its path as one graph, made beforehand for each of ``images``' masks."""
+    masks = {mask.tobytes(): mask for mask in (_decided(bundle, shift, x) for x in images[:, None])}
+    paths = {key: bundle.path(mask) for key, mask in masks.items()}
 
     def run(image: np.ndarray) -> tuple[np.ndarray, int]:
-        mask = bundle.masks(image)[0]
+        mask = _decided(bundle, shift, image)
         return bundle.run(paths[mask.tobytes()], image), int(mask.sum())
 
     return run
@@ -125,6 +146,9 @@ def measure(runs: dict[str, Run], images: np.ndarray) -> dict[str, dict[str, Any
     return {
         name: {
             "milliseconds_median": round(float(np.median(spent[name])), 4),
+            "milliseconds_quartiles": [
+                round(float(np.quantile(spent[name], part)), 4) for part in (0.25, 0.75)
+            ],
             "milliseconds_mean": round(float(np.mean(spent[name])), 4),
             "blocks_mean": round(float(np.mean(blocks[name])), 3),
             "classes": classes[name],
@@ -136,36 +160,62 @@ def measure(runs: dict[str, Run], images: np.ndarray) -> dict[str, dict[str, Any
 def compare(job: Job, folder: Path, count: int) -> dict[str, Any]:
     """Times, blocks and accuracy of the ways to run the net on the run's first validation images.
 
+    The policy's keep logits are shifted to the FLOPs that BlockDrop-seq takes on all validation
+    images: the ways then differ in their decisions and in how they run, not in how much they keep.
+
     Args:
         folder: the bundle of the net that the run's sequential decisions were trained on.
         count: how many images.
     """
+    if count < 1:
+        raise DataError(f"images {count}: expected at least 1")
+    if not job.checkpoint("sequential").exists():
+        raise CheckpointError(
+            f"no {job.checkpoint('sequential')}: train it first (blockdrop-train sequential)"
+        )
     bundle = Bundle(folder)
     net, _ = nets_of(dataclasses.replace(job, device="cpu"))
     decisions = Sequential(net)
     load_nets(job.checkpoint("sequential"), {"net": net, "decisions": decisions})
-    images = job.config.load(job.data_root, "validation")
+    if len(bundle.blocks) != net.depth:
+        raise CheckpointError(
+            f"{folder}: found {len(bundle.blocks)} blocks, expected the run's {net.depth}"
+        )
+    images, normalise = job.config.load(job.data_root, "validation"), job.config.normalise()
     rows = torch.arange(min(count, len(images)))
-    inputs = job.config.normalise()(images.plain(rows)).contiguous()
-    found = net.eval()(inputs[:8]).detach().numpy()
-    if abs(bundle.logits(inputs[:8].numpy(), np.ones((8, net.depth), bool)) - found).max() > 1e-2:
+    inputs = normalise(images.plain(rows)).contiguous()
+    first = inputs[:8]
+    found = net.eval()(first).detach().numpy()
+    every = np.ones((len(first), net.depth), bool)
+    if abs(bundle.logits(first.numpy(), every) - found).max() > 1e-2:
         raise CheckpointError(
             f"{folder} computes otherwise than the net of {job.checkpoint('sequential')}: export "
             "the net that the decisions were trained on"
         )
+    costs = torch.tensor(block_flops(net), dtype=torch.double)
+    fixed = full_flops(net) - float(costs.sum())
+    kept = sequential_masks(net, decisions, images, normalise).double() @ costs
+    spent = float(kept.mean()) + decisions.flops()
+    asked = bundle.manifest["flops"]["policy"]
+    parts = [normalise(pixels).contiguous().numpy() for pixels, _ in in_order(images, 250)]
+    logits = torch.from_numpy(np.concatenate([bundle.run(bundle.policy, x) for x in parts]))
+    shift = shift_for(logits, costs, spent - asked)
+    chosen = float(((logits >= -shift).double() @ costs).mean()) + asked
+    flops = {"full": float(costs.sum()), "single_step": chosen, "sequential": spent}
     ways = measure(
         {
             "full": full(bundle),
-            "single_step": single_step(bundle),
+            "single_step": single_step(bundle, shift),
             "sequential": sequential(bundle, decisions),
             "full_graph": full_graph(bundle),
-            "single_step_graph": single_step_graph(bundle, inputs.numpy()),
+            "single_step_graph": single_step_graph(bundle, shift, inputs.numpy()),
         },
         inputs.numpy(),
     )
-    for figure in ways.values():
+    for name, figure in ways.items():
         right = torch.tensor(figure.pop("classes")) == images.targets[rows]
         figure["accuracy"] = round(float(right.double().mean()), 4)
+        figure["flops_mean"] = round(fixed + flops[name.removesuffix("_graph")])
     return {
         "config": job.config.name,
         "data": job.config.data.name,
@@ -173,6 +223,7 @@ def compare(job: Job, folder: Path, count: int) -> dict[str, Any]:
         "blocks": net.depth,
         "seed": job.config.seed,
         "bundle": checkpoint.title(folder),
+        "shift": round(shift, 6),
         "images": len(rows),
         "ways": ways,
     }
@@ -187,20 +238,23 @@ def section(figures: dict[str, Any]) -> str:
         f"## Time an image: ResNet-{figures['depth']} on {figures['data']}, `{figures['config']}`, "
         f"seed {figures['seed']}",
         "",
-        f"`{figures['bundle']}`, {figures['images']} validation images one by one on one thread, "
-        "in turns, block by block where nothing else is said: the shares of the full net's time "
-        "mean something, milliseconds are the machine's. The paper's are of one P6000 GPU "
-        "(Table 2).",
+        f"`{figures['bundle']}`, {figures['images']} validation images one by one, in turns, ONNX "
+        "Runtime on one thread, block by block where nothing else is said. The policy's keep "
+        f"logits are shifted by {figures['shift']:+.2f}, to BlockDrop-seq's FLOPs on all "
+        "validation images. Shares of the full net's time mean something, milliseconds are the "
+        "machine's; the paper's are of one P6000 GPU (Table 2).",
         "",
-        "| | ms, median | of full | ms, mean | blocks | accuracy % | paper, ms | of full |",
-        "|---|---|---|---|---|---|---|---|",
+        "| | ms, median | quartiles | of full | FLOPs | blocks | accuracy % | paper, ms "
+        "| of full |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, figure in ways.items():
         known = name in paper
         theirs = f"{paper[name]:g} | {paper[name] / paper['full']:.2f}" if known else " | "
+        low, high = figure["milliseconds_quartiles"]
         lines.append(
-            f"| {TITLES[name]} | {figure['milliseconds_median']:.2f} "
-            f"| {figure['milliseconds_median'] / base:.2f} | {figure['milliseconds_mean']:.2f} "
+            f"| {TITLES[name]} | {figure['milliseconds_median']:.2f} | {low:.2f} to {high:.2f} "
+            f"| {figure['milliseconds_median'] / base:.2f} | {figure['flops_mean']:.3g} "
             f"| {figure['blocks_mean']:.1f} | {100 * figure['accuracy']:.1f} | {theirs} |"
         )
     return "\n".join(lines)
