@@ -133,6 +133,11 @@ def test_from_base_to_bundle(
     capsys.readouterr()
     assert main(["evaluate", *again]) == 0
     assert json.loads(capsys.readouterr().out)["imported"] == "tiny/1"
+    anew = [*common[:-1], str(tmp_path / "anew")]
+    assert main(["import", *anew, "--checkpoint", str(target), "--net-only"]) == 0
+    assert [path.name for path in (tmp_path / "anew").iterdir()] == ["base.pt"]
+    assert main(["curriculum", *anew, "--device", "cpu"]) == 0
+    capsys.readouterr()
     other = tmp_path / "folder" / "ant"
     other.mkdir(parents=True)
     Image.new("RGB", (40, 36)).save(other / "1.png")

@@ -130,6 +130,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--policy", type=Path, help="torchvision's ResNet-18, for an ImageNet policy to start from"
     )
+    command.add_argument(
+        "--net-only", action="store_true", help="leave its policy, to train another one"
+    )
     command = add("grow", "Start a run's base training from a bundle of a shallower net.")
     command.add_argument("--bundle", type=Path, required=True, help="models/NAME/VERSION")
     command = add(
@@ -267,7 +270,7 @@ def _origin(folder: Path) -> dict[str, Any]:
     }
 
 
-def _import(job: Job, path: Path, layout: str, initial: Path | None) -> None:
+def _import(job: Job, path: Path, layout: str, initial: Path | None, net_only: bool) -> None:
     """Write checkpoints from what others trained, or from a bundle.
 
     ``base.pt`` holds the net. With a policy, a foreign file makes ``finetune.pt`` too, and a bundle
@@ -275,18 +278,19 @@ def _import(job: Job, path: Path, layout: str, initial: Path | None) -> None:
 
     Args:
         initial: a ResNet-18 for the curriculum's policy to start from.
+        net_only: make ``base.pt`` alone.
     """
     net, policy = nets_of(dataclasses.replace(job, device="cpu"))
     phase = "base"
     origin: dict[str, Any] = {"name": path.name}
     if path.is_dir():
         _unfold(job, path, net, policy)
-        phase = "curriculum"
+        phase = "base" if net_only else "curriculum"
         origin = _origin(path)
     else:
         state, agent = importing.read(path)
         importing.convert(state, net, layout)
-        if agent is not None:
+        if agent is not None and not net_only:
             importing.convert_policy(agent, policy)
             phase = "finetune"
     nets: dict[str, Any] = {"net": net.state_dict()}
@@ -494,7 +498,7 @@ def _run(options: argparse.Namespace, arguments: list[str]) -> None:
             work = functools.partial(work, heuristic=Heuristic.parse(options.path))
         workers.launch(options.workers, options.threads, work)
     elif options.command == "import":
-        _import(job, options.checkpoint, options.layout, options.policy)
+        _import(job, options.checkpoint, options.layout, options.policy, options.net_only)
     elif options.command == "grow":
         _grow(job, options.bundle)
     elif options.command == "teach":
