@@ -162,13 +162,17 @@ class Bundle:
         self.policy = self._session(self.manifest["policy"])
         self.stem = self._session(self.manifest["stem"])
         self.head = self._session(self.manifest["head"])
-        blocks = [b for segment in self.manifest["segments"] for b in segment["blocks"]]
-        self.blocks = [self._session(b) for b in blocks]
-        self.shortcuts = [self._session(b["shortcut"]) if "shortcut" in b else None for b in blocks]
+        listed = self._listed()
+        self.blocks = [self._session(b) for b in listed]
+        self.shortcuts = [self._session(b["shortcut"]) if "shortcut" in b else None for b in listed]
         labels = self.read(self.manifest["labels"])
         self.labels = tuple(labels.decode().splitlines())
         given = self.manifest["input"]
         self.normalise = Normalise(tuple(given["mean"]), tuple(given["std"]))
+
+    def _listed(self) -> list[dict[str, Any]]:
+        """The manifest's blocks, block 0 first."""
+        return [b for segment in self.manifest["segments"] for b in segment["blocks"]]
 
     def read(self, entry: dict[str, Any]) -> bytes:
         """The content of one of the manifest's files; its hash must be right."""
@@ -185,8 +189,8 @@ class Bundle:
 
     def path(self, mask: np.ndarray) -> onnxruntime.InferenceSession:
         """Stem, the blocks that ``mask``, bool [K], keeps, shortcuts and head as one graph."""
-        blocks = [b for segment in self.manifest["segments"] for b in segment["blocks"]]
-        taken = [b if keep else b.get("shortcut") for keep, b in zip(mask, blocks, strict=True)]
+        listed = self._listed()
+        taken = [b if keep else b.get("shortcut") for keep, b in zip(mask, listed, strict=True)]
         parts = [self.manifest["stem"], *filter(None, taken), self.manifest["head"]]
         models = [onnx.load_model_from_string(self.read(part)) for part in parts]
         whole = models[0]
@@ -215,14 +219,18 @@ class Bundle:
         paths, member = np.unique(masks, axis=0, return_inverse=True)
         for number, mask in enumerate(paths):
             rows = np.flatnonzero(member.reshape(-1) == number)
-            x = self.run(self.stem, inputs[rows])
-            for keep, block, shortcut in zip(mask, self.blocks, self.shortcuts, strict=True):
-                if keep:
-                    x = self.run(block, x)
-                elif shortcut is not None:
-                    x = self.run(shortcut, x)
-            out[rows] = self.run(self.head, x)
+            out[rows] = self.along(mask, inputs[rows])
         return out
+
+    def along(self, mask: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+        """Class logits [N, classes] of images [N, C, H, W] on one path [K], block by block."""
+        x = self.run(self.stem, inputs)
+        for keep, block, shortcut in zip(mask, self.blocks, self.shortcuts, strict=True):
+            if keep:
+                x = self.run(block, x)
+            elif shortcut is not None:
+                x = self.run(shortcut, x)
+        return self.run(self.head, x)
 
 
 @torch.no_grad()

@@ -151,6 +151,17 @@ def load_nets(path: Path, nets: dict[str, nn.Module]) -> dict[str, Any]:
     return saved
 
 
+def about(job: Job, blocks: int) -> dict[str, Any]:
+    """What a result file says of its run: a net of so many ``blocks``."""
+    return {
+        "config": job.config.name,
+        "data": job.config.data.name,
+        "depth": job.config.net.depth,
+        "blocks": blocks,
+        "seed": job.config.seed,
+    }
+
+
 def imported(job: Job) -> dict[str, Any] | None:
     """What the run's base net was imported or grown from, if it was."""
     for name in ("grown", "base"):

@@ -203,11 +203,7 @@ def evaluate(job: Job, split: str, budgets: Sequence[float] = ()) -> dict[str, A
         raise CheckpointError(f"{job.folder} has no checkpoint to evaluate")
     origin = loop.imported(job) or {}
     return {
-        "config": job.config.name,
-        "data": job.config.data.name,
-        "depth": job.config.net.depth,
-        "blocks": net.depth,
-        "seed": job.config.seed,
+        **loop.about(job, net.depth),
         "split": split,
         "policy_flops": policy_flops(policy),
         "imported": origin.get("name"),

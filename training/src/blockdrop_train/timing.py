@@ -24,7 +24,7 @@ from .errors import CheckpointError, DataError
 from .evaluate import shift_for
 from .export import Bundle
 from .flops import block_flops, full_flops
-from .loop import Job, load_nets
+from .loop import Job, about, load_nets
 from .sequential import Sequential, sequential_masks
 
 PAPER = {
@@ -45,17 +45,6 @@ Run = Callable[[np.ndarray], tuple[np.ndarray, int]]
 """From a normalised image [1, C, H, W] to class logits [1, classes] and the blocks that ran."""
 
 
-def _along(bundle: Bundle, mask: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Class logits of images along one path, block by block."""
-    x = bundle.run(bundle.stem, x)
-    for keep, block, shortcut in zip(mask, bundle.blocks, bundle.shortcuts, strict=True):
-        if keep:
-            x = bundle.run(block, x)
-        elif shortcut is not None:
-            x = bundle.run(shortcut, x)
-    return bundle.run(bundle.head, x)
-
-
 def _decided(bundle: Bundle, shift: float, image: np.ndarray) -> np.ndarray:
     """The mask, bool [K], of an image by the policy's keep logits and a shift of all of them."""
     mask: np.ndarray = bundle.run(bundle.policy, image)[0] >= -shift
@@ -65,7 +54,7 @@ def _decided(bundle: Bundle, shift: float, image: np.ndarray) -> np.ndarray:
 def full(bundle: Bundle) -> Run:
     """Every block."""
     mask = np.ones(len(bundle.blocks), bool)
-    return lambda image: (_along(bundle, mask, image), len(mask))
+    return lambda image: (bundle.along(mask, image), len(mask))
 
 
 def single_step(bundle: Bundle, shift: float) -> Run:
@@ -73,7 +62,7 @@ def single_step(bundle: Bundle, shift: float) -> Run:
 
     def run(image: np.ndarray) -> tuple[np.ndarray, int]:
         mask = _decided(bundle, shift, image)
-        return _along(bundle, mask, image), int(mask.sum())
+        return bundle.along(mask, image), int(mask.sum())
 
     return run
 
@@ -217,11 +206,7 @@ def compare(job: Job, folder: Path, count: int) -> dict[str, Any]:
         figure["accuracy"] = round(float(right.double().mean()), 4)
         figure["flops_mean"] = round(fixed + flops[name.removesuffix("_graph")])
     return {
-        "config": job.config.name,
-        "data": job.config.data.name,
-        "depth": job.config.net.depth,
-        "blocks": net.depth,
-        "seed": job.config.seed,
+        **about(job, net.depth),
         "bundle": checkpoint.title(folder),
         "shift": round(shift, 6),
         "images": len(rows),
