@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,31 @@ def test_split_is_fixed_and_disjoint(cifar: Path) -> None:
     together = torch.cat([train.pixels, held.pixels]).flatten(1)
     assert len(torch.unique(together, dim=0)) == 300
     assert len(data.load("cifar10", cifar, "test")) == 40
+
+
+def test_listed_images_are_held_out_in_any_order(
+    cifar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = cifar10(cifar, "validation")
+    home = tmp_path / "held"
+    home.mkdir()
+    digests = [hashlib.sha256(image.numpy().tobytes()).digest()[:8] for image in held.pixels]
+    (home / "cifar10.sha256").write_bytes(b"".join(sorted(digests)))
+    monkeypatch.setattr(data, "__file__", str(tmp_path / "data.py"))
+    other = tmp_path / "other" / "cifar-10-batches-bin"
+    shutil.copytree(cifar / "cifar-10-batches-bin", other)
+    for number in range(1, 6):
+        source = cifar / "cifar-10-batches-bin" / f"data_batch_{number}.bin"
+        records = np.fromfile(source, np.uint8).reshape(-1, 3073)
+        (other / f"data_batch_{6 - number}.bin").write_bytes(records[::-1].tobytes())
+    reordered = cifar10(other.parent, "validation")
+    assert torch.equal(reordered.pixels, held.pixels.flip(0))
+    assert len(cifar10(other.parent, "train")) == 270
+
+
+def test_the_list_of_held_images_is_whole() -> None:
+    content = (Path(data.__file__).with_name("held") / "cifar10.sha256").read_bytes()
+    assert len({content[at : at + 8] for at in range(0, len(content), 8)}) == 5000
 
 
 def test_python_layout_equals_binary(cifar: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import pickle
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +26,8 @@ CIFAR10_LABELS = (
 )  # fmt: skip
 SPLIT_SEED = 20180618
 """Seed of the validation split. It is part of the data set's definition: never vary it."""
+_DIGEST = 8
+"""Bytes of an image's sha256 in the lists of ``held/``."""
 
 
 T = TypeVar("T")
@@ -182,11 +185,28 @@ def load_cifar(name: str, root: Path, split: str) -> Images:
     raise DataError(f"no {name} {split} files in {root}: unpack {_GET[name]} there ({folders})")
 
 
+def _listed(name: str, images: Images) -> np.ndarray | None:
+    """The rows of the images that ``held/NAME.sha256`` lists, if there is one and all are here.
+
+    The file holds the first bytes of the sha256 of each image's pixels, so that the same images
+    are held out whatever order an archive has them in.
+    """
+    path = Path(__file__).with_name("held") / f"{name}.sha256"
+    if not path.exists():
+        return None
+    content = path.read_bytes()
+    held = {content[at : at + _DIGEST] for at in range(0, len(content), _DIGEST)}
+    digests = (hashlib.sha256(pixels.tobytes()).digest() for pixels in images.pixels.numpy())
+    rows = np.flatnonzero([digest[:_DIGEST] in held for digest in digests])
+    return rows if len(rows) == len(held) else None
+
+
 def load(name: str, root: Path, split: str, size: int = 32, short_side: int = 32) -> AnyImages:
     """A data set's ``train``, ``validation`` or ``test`` images.
 
     The validation split is a fixed tenth of the published training images (5,000 of CIFAR's
     50,000), at most 50,000; ``train`` is the rest. Choices are made on it, never on test images.
+    CIFAR-10's are listed one by one; of other images a seed draws them by their order.
 
     Args:
         name: ``cifar10``, ``cifar100``, or ``folder`` for ImageNet's layout in ``root``, whose
@@ -208,9 +228,11 @@ def load(name: str, root: Path, split: str, size: int = 32, short_side: int = 32
     if split == "test":
         return images
     order = np.random.RandomState(SPLIT_SEED).permutation(len(images))
-    held = min(len(images) // 10, 50_000)
-    rows = order[:held] if split == "validation" else order[held:]
-    return images.subset(torch.from_numpy(np.sort(rows)))
+    held = order[: min(len(images) // 10, 50_000)]
+    if isinstance(images, Images) and (listed := _listed(name, images)) is not None:
+        held = listed
+    chosen = np.isin(np.arange(len(images)), held) == (split == "validation")
+    return images.subset(torch.from_numpy(np.flatnonzero(chosen)))
 
 
 def augment(
