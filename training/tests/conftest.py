@@ -17,6 +17,12 @@ from blockdrop_train.export import About, export
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """What a test draws does not depend on the tests before it."""
+    torch.manual_seed(0)
+
+
 def shake(net: nn.Module, seed: int = 0) -> None:
     """Give batch norms statistics and weights that a mistake in folding would show."""
     generator = torch.Generator().manual_seed(seed)

@@ -62,8 +62,10 @@ def test_targets_are_the_mean_of_all_views(tiny: Config, cifar: Path, tmp_path: 
     right = float((found.argmax(1) == images.targets).double().mean())
     assert shown["train"]["accuracy"] == right and shown["train"]["images"] == 270
     assert teacher.provenance(job) == {
-        "teachers": ["other/1", "run/base.pt"], "validation": saved["validation"],
-    }  # fmt: skip
+        "teachers": ["other/1", "run/base.pt"],
+        "validation": saved["validation"],
+        "train": shown["train"],
+    }
     assert teacher.provenance(dataclasses.replace(job, config=tiny)) is None
     with pytest.raises(CheckpointError, match="exists: remove it"):
         teacher.teach(job, [path], threads=1)

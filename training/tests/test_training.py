@@ -14,6 +14,7 @@ from conftest import paper_method, shake, write_cifar
 from PIL import Image
 
 from blockdrop_train import base, checkpoint, curriculum, evaluate, finetune, gates, loop, workers
+from blockdrop_train.baselines import Heuristic
 from blockdrop_train.config import Base, Config, Curriculum, Data, Masks
 from blockdrop_train.errors import CheckpointError
 from blockdrop_train.loop import Job
@@ -125,8 +126,8 @@ def test_a_useless_block_gets_dropped(tmp_path: Path) -> None:
 def test_curriculum_starts_from_the_policy_that_was_given(
     tiny: Config, cifar: Path, tmp_path: Path
 ) -> None:
+    base.train(job(tiny, tmp_path, cifar))
     given = job(tiny, tmp_path, cifar, stop_after=1)
-    base.train(given)
     path = given.checkpoint("base")
     policy = tiny.build_policy(3)
     shake(policy)
@@ -143,6 +144,57 @@ def test_curriculum_starts_from_the_policy_that_was_given(
 def test_curriculum_without_base_says_what_to_do(tiny: Config, cifar: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="train a base net first"):
         curriculum.train(job(tiny, tmp_path / "run", cifar))
+
+
+def test_unfinished_phases_are_refused(tiny: Config, cifar: Path, tmp_path: Path) -> None:
+    run = job(tiny, tmp_path / "run", cifar)
+    base.train(dataclasses.replace(run, stop_after=4))
+    with pytest.raises(CheckpointError, match=r"base.pt: found step 4 of 18, expected a finished"):
+        curriculum.train(run)
+    with pytest.raises(CheckpointError, match=r"base.pt: found step 4 of 18"):
+        finetune.train(run, heuristic=Heuristic("first_k", 2))
+    base.train(run)
+    # Stopped at its last step, before its keep logits are shifted.
+    curriculum.train(dataclasses.replace(run, stop_after=18))
+    with pytest.raises(CheckpointError, match=r"found its last step, but no 'shift'"):
+        finetune.train(run)
+    curriculum.train(run)
+    finetune.train(run)
+
+
+def test_a_longer_run_is_calibrated_and_settled_again(
+    tiny: Config, cifar: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for train in TRAINERS.values():
+        train(job(tiny, tmp_path / "run", cifar))
+    longer = dataclasses.replace(
+        tiny,
+        curriculum=dataclasses.replace(tiny.curriculum, epochs=3),
+        finetune=dataclasses.replace(tiny.finetune, epochs=3),
+    )
+    capsys.readouterr()
+    for phase, train, mark in (
+        ("curriculum", curriculum.train, loop.SHIFTED),
+        ("finetune", finetune.train, loop.SETTLED),
+    ):
+        train(job(longer, tmp_path / "run", cifar, stop_after=20))
+        assert mark not in checkpoint.load(tmp_path / "run" / f"{phase}.pt")["state"]
+        train(job(longer, tmp_path / "run", cifar))
+        assert mark in checkpoint.load(tmp_path / "run" / f"{phase}.pt")["state"]
+    spent = checkpoint.load(tmp_path / "run" / "curriculum.pt")["validation"]["policy"]
+    assert spent["flops_mean"] <= tiny.curriculum.calibrate
+    assert "goes on with another configuration" in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match=r"found step 27, expected at most the 18 of"):
+        finetune.train(job(tiny, tmp_path / "run", cifar))
+
+
+def test_another_precision_is_told(
+    tiny: Config, cifar: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base.train(job(tiny, tmp_path / "run", cifar, stop_after=2))
+    capsys.readouterr()
+    base.train(Job(tiny, tmp_path / "run", cifar, bfloat16=True, stop_after=3))
+    assert "goes on with bfloat16 True, began with False" in capsys.readouterr().err
 
 
 def test_impossible_budget_is_refused(tiny: Config, cifar: Path, tmp_path: Path) -> None:

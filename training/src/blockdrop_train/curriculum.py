@@ -62,14 +62,14 @@ def _calibrate(job: Job, net: ResNet, policy: Policy, held: AnyImages) -> None:
     """Shift the checkpoint's keep logits to the configured FLOPs; a second call changes nothing."""
     path = job.checkpoint("curriculum")
     saved = loop.load_nets(path, {"net": net, "policy": policy})
-    if "shift" in saved["state"]:
+    if loop.SHIFTED in saved["state"]:
         return
     normalise = job.config.normalise()
     logits = keep_logits(policy, held, normalise)
     shift = shift_to(net, policy, logits, job.config.curriculum.calibrate)
     policy.net.head.bias.add_(shift)
     saved["nets"]["policy"] = policy.state_dict()
-    saved["state"]["shift"] = shift
+    saved["state"][loop.SHIFTED] = shift
     saved["validation"] = path_scores(net, policy, held, normalise)
     checkpoint.save(path, saved)
     print(json.dumps({"shift": shift} | saved["validation"]))
@@ -82,7 +82,7 @@ def _start(job: Job, net: ResNet, policy: Policy) -> None:
         raise CheckpointError(
             f"no {job.checkpoint('base')}: train a base net first (blockdrop-train base)"
         )
-    saved = loop.load_nets(job.checkpoint("base"), {"net": net})
+    saved = loop.load_finished(job.checkpoint("base"), {"net": net})
     if "initial_policy" in saved["nets"]:
         loop.load_nets(job.checkpoint("base"), {"initial_policy": policy})
 

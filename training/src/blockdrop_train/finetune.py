@@ -48,8 +48,12 @@ class OperatingPoints:
 
     @functools.cached_property
     def logits(self) -> Tensor:
-        """The keep logits of the validation images, [N, K], once the policy is loaded."""
-        return keep_logits(self.policy, self.held, self.normalise)
+        """The keep logits of the validation images, [N, K], once the policy is loaded.
+
+        In float32, as evaluation and export find them.
+        """
+        with torch.autocast(self.policy.net.head.weight.device.type, enabled=False):
+            return keep_logits(self.policy, self.held, self.normalise)
 
     @functools.cached_property
     def shifts(self) -> Tensor:
@@ -82,14 +86,15 @@ def _start(job: Job, nets: dict[str, nn.Module]) -> None:
         raise CheckpointError(
             f"no {job.checkpoint('curriculum')}: train a policy first (blockdrop-train curriculum)"
         )
-    loop.load_nets(job.checkpoint("curriculum"), nets)
+    loop.load_finished(job.checkpoint("curriculum"), nets)
 
 
 def train(job: Job, world: World = World(), heuristic: Heuristic | None = None) -> None:  # noqa: B008
     """Finetune the run's net and policy, by the configured method.
 
     Args:
-        heuristic: finetune the base net for this baseline's paths alone instead, by our method.
+        heuristic: finetune the base net for this baseline's paths alone instead, with the
+            method's optimiser.
     """
     if heuristic:
         _train_heuristic(job, world, heuristic)
@@ -128,7 +133,7 @@ def _train_heuristic(job: Job, world: World, heuristic: Heuristic) -> None:
     net, _ = nets_of(job)
     name = phase_of(heuristic)
     if not job.checkpoint(name).exists():
-        loop.load_nets(job.checkpoint("base"), {"net": net})
+        loop.load_finished(job.checkpoint("base"), {"net": net})
     images = config.load(job.data_root, "train")
     held = config.load(job.data_root, "validation")
     fixed = heuristic.masks(net.segments, len(held))
@@ -199,11 +204,16 @@ def _paths(
 ) -> Phase:
     given = job.config.finetune
     told = teacher.read(job, images) if given.taught else None
-    opt = loop.sgd(net, given.momentum, given.decay)
+    opt: torch.optim.Optimizer
+    if given.method == "paths":
+        opt = loop.sgd(net, given.momentum, given.decay)
+    else:  # a heuristic by the paper's recipe, at its steady rate
+        opt = torch.optim.Adam(net.parameters(), lr=given.rate, weight_decay=given.decay)
 
     def step(progress: float, batch: Batch, generator: torch.Generator) -> dict[str, float]:
         net.train()
-        loop.set_rate(opt, given.rate * loop.triangle(progress, given.warmup))
+        if given.method == "paths":
+            loop.set_rate(opt, given.rate * loop.triangle(progress, given.warmup))
         count = len(batch.inputs)
         both = round(count * full_rows)
         masks = decide(batch)
@@ -259,7 +269,7 @@ def _settle(
         return
     path = job.checkpoint(phase.name)
     saved = loop.load_nets(path, phase.nets)
-    if "settled" in saved["state"]:
+    if loop.SETTLED in saved["state"]:
         return
     norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
     momentum = [norm.momentum for norm in norms]
@@ -280,7 +290,7 @@ def _settle(
     for norm, value in zip(norms, momentum, strict=True):
         norm.momentum = value
     saved["nets"]["net"] = net.state_dict()
-    saved["state"]["settled"] = 1.0
+    saved["state"][loop.SETTLED] = 1.0
     saved["validation"] = phase.evaluate()
     checkpoint.save(path, saved)
     print(json.dumps({"settled": given.settle} | saved["validation"]))

@@ -147,7 +147,35 @@ def load_nets(path: Path, nets: dict[str, nn.Module]) -> dict[str, Any]:
         try:
             net.load_state_dict(saved["nets"][name])
         except RuntimeError as error:
-            raise CheckpointError(f"{path}: '{name}' does not fit: {error}") from error
+            first = " ".join(str(error).split("\n\t")[:2])
+            raise CheckpointError(
+                f"{path}: '{name}' does not fit the configuration's: {first}"
+            ) from error
+    return saved
+
+
+SHIFTED, SETTLED = "shift", "settled"
+"""Marks in a checkpoint's state: what is done after a phase's last step."""
+
+
+def load_finished(path: Path, nets: dict[str, nn.Module]) -> dict[str, Any]:
+    """``load_nets`` of a phase that has come to its end.
+
+    Raises:
+        CheckpointError: steps are left, or what is done after the last one.
+    """
+    saved = load_nets(path, nets)
+    again = f"expected a finished phase: give its command again (blockdrop-train {saved['kind']})"
+    if saved["step"] < saved["total"]:
+        raise CheckpointError(f"{path}: found step {saved['step']} of {saved['total']}, {again}")
+    kind = saved["kind"].split("-")[0]
+    given = saved["config"].get(kind, {})
+    for mark, wanted in (
+        (SHIFTED, kind == "curriculum" and given["method"] == "gates" and given.get("calibrate")),
+        (SETTLED, kind == "finetune" and given["method"] == "paths" and given.get("settle")),
+    ):
+        if wanted and mark not in saved["state"]:
+            raise CheckpointError(f"{path}: found its last step, but no '{mark}', {again}")
     return saved
 
 
@@ -171,6 +199,21 @@ def imported(job: Job) -> dict[str, Any] | None:
     return None
 
 
+def _warn(
+    path: Path, saved: dict[str, Any], config: dict[str, Any], conditions: dict[str, Any]
+) -> None:
+    """Say what makes a resumed run another one than it began as."""
+    if saved["config"] != config:
+        print(f"{path}: goes on with another configuration than it began with", file=sys.stderr)
+    for name, before in saved.get("conditions", {}).items():
+        if before != conditions[name]:
+            print(
+                f"{path}: goes on with {name} {conditions[name]}, began with {before}: not the "
+                "steps of an uninterrupted run",
+                file=sys.stderr,
+            )
+
+
 def run(job: Job, world: World, phase: Phase, images: data.AnyImages) -> None:
     """Run a phase to its end, from its checkpoint where the folder has one."""
     if phase.batch % world.size:
@@ -185,6 +228,7 @@ def run(job: Job, world: World, phase: Phase, images: data.AnyImages) -> None:
     total = per_epoch * phase.epochs
     normalise = job.config.normalise()
     path = job.checkpoint(phase.name)
+    conditions = {"workers": world.size, "bfloat16": job.bfloat16}
     step = 0
     if path.exists():
         saved = load_nets(path, phase.nets)
@@ -192,12 +236,25 @@ def run(job: Job, world: World, phase: Phase, images: data.AnyImages) -> None:
             raise CheckpointError(
                 f"{path} was made by '{saved['kind']}': nothing to resume; give another --run"
             )
-        for name, optimiser in phase.optimisers.items():
-            optimiser.load_state_dict(saved["optimisers"][name])
-        phase.state.update(saved["state"])
-        if world.rank == 0 and saved["config"] != share(job.config):
-            print(f"{path}: goes on with another configuration than it began with", file=sys.stderr)
         step = saved["step"]
+        if step > total:
+            raise CheckpointError(
+                f"{path}: found step {step}, expected at most the {total} of "
+                f"{phase.name}.epochs {phase.epochs}: give more epochs, or another --run"
+            )
+        for name, optimiser in phase.optimisers.items():
+            try:
+                optimiser.load_state_dict(saved["optimisers"][name])
+            except (KeyError, ValueError) as error:
+                raise CheckpointError(
+                    f"{path}: the optimiser of '{name}' does not fit the configuration's: {error}"
+                ) from error
+        phase.state.update(saved["state"])
+        if step < total:
+            for mark in (SHIFTED, SETTLED):
+                phase.state.pop(mark, None)
+        if world.rank == 0:
+            _warn(path, saved, share(job.config), conditions)
 
     def save(figures: dict[str, Any] | None = None) -> None:
         if world.rank == 0:
@@ -210,6 +267,7 @@ def run(job: Job, world: World, phase: Phase, images: data.AnyImages) -> None:
                 "optimisers": {k: v.state_dict() for k, v in phase.optimisers.items()},
                 "state": dict(phase.state),
                 "validation": figures,
+                "conditions": conditions,
             }
             checkpoint.save(path, content)
 

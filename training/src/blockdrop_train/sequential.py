@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from . import loop
 from .curriculum import nets_of
 from .data import AnyImages, Normalise, in_order
-from .errors import CheckpointError
+from .errors import CheckpointError, ConfigError
 from .evaluate import score
 from .gates import Budget, looked_at, straight_through
 from .loop import Batch, Job, Phase
@@ -80,7 +80,7 @@ def base_of(job: Job, net: ResNet) -> None:
     """Load the run's last net."""
     for phase in ("finetune", "curriculum", "base"):
         if job.checkpoint(phase).exists():
-            loop.load_nets(job.checkpoint(phase), {"net": net})
+            loop.load_finished(job.checkpoint(phase), {"net": net})
             return
     raise CheckpointError(f"{job.folder} holds no net: train one first (blockdrop-train base)")
 
@@ -89,6 +89,11 @@ def train(job: Job, world: World = World()) -> None:  # noqa: B008
     """Train the decisions on the run's last net, by the gates of ``[curriculum]``."""
     config = job.config
     given = config.curriculum
+    if given.method != "gates":
+        raise ConfigError(
+            "sequential decisions are trained by gates, with the numbers of [curriculum]: found "
+            f"curriculum.method '{given.method}', expected gates"
+        )
     net, _ = nets_of(job)
     base_of(job, net)
     net.requires_grad_(False).eval()

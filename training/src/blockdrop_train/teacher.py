@@ -47,7 +47,7 @@ def _of_checkpoint(path: Path, wanted: Config) -> Callable[[Tensor], Tensor]:
     theirs = config.from_dict(saved["config"], str(path))
     _check(path, (theirs.data.classes, theirs.net.size), wanted)
     net = theirs.build_net()
-    loop.load_nets(path, {"net": net})
+    loop.load_finished(path, {"net": net})
     net.to(memory_format=torch.channels_last).eval()
     normalise = theirs.normalise()
 
@@ -115,6 +115,7 @@ def teach(job: Job, paths: Sequence[Path], threads: int) -> dict[str, Any]:
         taught, classes = targets("train")
     finally:
         torch.set_num_threads(own)
+    train = _figures(taught, classes)
     names = [checkpoint.title(path) for path in paths]
     content = {
         "kind": PHASE,
@@ -124,9 +125,9 @@ def teach(job: Job, paths: Sequence[Path], threads: int) -> dict[str, Any]:
         "log_probabilities": taught.half(),
         "teachers": names,
         "validation": validation,
+        "train": train,
     }
     checkpoint.save(place, content)
-    train = _figures(taught, classes)
     return {"teachers": names, "validation": validation, "train": train}
 
 
@@ -155,4 +156,4 @@ def provenance(job: Job) -> dict[str, Any] | None:
     if not job.config.finetune.taught or not path.exists():
         return None
     saved = checkpoint.load(path)
-    return {key: saved[key] for key in ("teachers", "validation")}
+    return {key: saved[key] for key in ("teachers", "validation", "train") if key in saved}

@@ -9,22 +9,24 @@ one graph. The full net and the single step are timed as such too.
 from __future__ import annotations
 
 import dataclasses
+import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import torch
 
 from . import checkpoint
 from .curriculum import nets_of
 from .data import in_order
-from .errors import CheckpointError, DataError
+from .errors import CheckpointError
 from .evaluate import shift_for
 from .export import Bundle
 from .flops import block_flops, full_flops
-from .loop import Job, about, load_nets
+from .loop import Job, about, load_finished
 from .sequential import Sequential, sequential_masks
 
 PAPER = {
@@ -156,8 +158,6 @@ def compare(job: Job, folder: Path, count: int) -> dict[str, Any]:
         folder: the bundle of the net that the run's sequential decisions were trained on.
         count: how many images.
     """
-    if count < 1:
-        raise DataError(f"images {count}: expected at least 1")
     if not job.checkpoint("sequential").exists():
         raise CheckpointError(
             f"no {job.checkpoint('sequential')}: train it first (blockdrop-train sequential)"
@@ -165,7 +165,7 @@ def compare(job: Job, folder: Path, count: int) -> dict[str, Any]:
     bundle = Bundle(folder)
     net, _ = nets_of(dataclasses.replace(job, device="cpu"))
     decisions = Sequential(net)
-    load_nets(job.checkpoint("sequential"), {"net": net, "decisions": decisions})
+    load_finished(job.checkpoint("sequential"), {"net": net, "decisions": decisions})
     if len(bundle.blocks) != net.depth:
         raise CheckpointError(
             f"{folder}: found {len(bundle.blocks)} blocks, expected the run's {net.depth}"
@@ -210,8 +210,30 @@ def compare(job: Job, folder: Path, count: int) -> dict[str, Any]:
         "bundle": checkpoint.title(folder),
         "shift": round(shift, 6),
         "images": len(rows),
+        "machine": {
+            "processor": _processor(),
+            "threads": 1,
+            "onnxruntime": onnxruntime.__version__,
+        },
         "ways": ways,
     }
+
+
+def _processor() -> str:
+    """The processor's name, as far as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _runtime(figures: dict[str, Any]) -> str:
+    machine = figures.get("machine")
+    if machine is None:
+        return "ONNX Runtime"
+    return f"ONNX Runtime {machine['onnxruntime']}, {machine['processor']},"
 
 
 def section(figures: dict[str, Any]) -> str:
@@ -223,10 +245,11 @@ def section(figures: dict[str, Any]) -> str:
         f"## Time an image: ResNet-{figures['depth']} on {figures['data']}, `{figures['config']}`, "
         f"seed {figures['seed']}",
         "",
-        f"`{figures['bundle']}`, {figures['images']} validation images one by one, in turns, ONNX "
-        "Runtime on one thread, block by block where nothing else is said. The policy's keep "
-        f"logits are shifted by {figures['shift']:+.2f}, to BlockDrop-seq's FLOPs on all "
-        "validation images. Shares of the full net's time mean something, milliseconds are the "
+        f"The run's net as a bundle, the first {figures['images']} validation images one by one, "
+        f"in turns, {_runtime(figures)} on one thread, block by block where nothing else is said. "
+        f"The policy's keep logits are shifted by {figures['shift']:+.2f}, to BlockDrop-seq's "
+        "FLOPs on all validation images, which are the FLOPs told here; blocks and accuracy are of "
+        "the images timed. Shares of the full net's time mean something, milliseconds are the "
         "machine's; the paper's are of one P6000 GPU (Table 2).",
         "",
         "| | ms, median | quartiles | of full | FLOPs | blocks | accuracy % | paper, ms "
