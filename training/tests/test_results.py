@@ -51,4 +51,15 @@ def test_the_papers_operating_points_stand_beside_ours() -> None:
 def test_a_section_says_where_the_nets_come_from() -> None:
     figures = _figures(110, {10: 100}) | {"imported": "small/1"}
     assert "The nets before finetuning come from `small/1`." in section(figures)
+    late = figures | {"own_policy": True, "grown_from": "tiny/1"}
+    assert "The base net's weights come from `small/1`, whose net was grown from" in section(late)
     assert "The base net was grown from `small/1`." in section(figures | {"grown": True})
+
+
+def test_a_table_compares_heuristics_of_as_many_blocks() -> None:
+    figures = _figures(110, {10: 100})
+    [learned] = figures["rows"]
+    for keep, accuracy in ((0, 0.1), (11, 0.8), (20, 0.7)):
+        row = {"method": "first_k", "blocks_mean": keep, "accuracy": accuracy, "epochs": 6}
+        figures["rows"].append(learned | row)
+    assert "| FirstK | 80.0 @11.0, 6 epochs | not run | 71.3 @17 | 13.3 @21 |" in section(figures)

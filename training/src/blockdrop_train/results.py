@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,6 @@ from .baselines import HEURISTICS, Heuristic, most_kept
 from .curriculum import nets_of
 from .errors import CheckpointError, DataError
 from .evaluate import keep_logits, learned_masks, score, shift_to
-from .finetune import phase_of
 from .flops import policy_flops
 from .loop import Job
 from .nets import Policy, ResNet
@@ -89,6 +89,8 @@ TITLES = {
     "full": "full",
     "sequential": "BlockDrop-seq",
 }
+_STILL = 1e-3
+"""Shifts of keep logits up to this one are none."""
 TABLE_1 = ("first_k", "random_k", "distribute_k", "policy", "full")
 
 
@@ -137,9 +139,11 @@ def _points(
     held = keep_logits(policy, job.config.load(job.data_root, "validation"), normalise)
     logits = keep_logits(policy, images, normalise)
     rows = []
-    for flops in (None, *budgets):
-        moved = 0.0 if flops is None else shift_to(net, policy, held, flops)
-        shift = {} if flops is None else {"shift": round(moved, 6)}
+    wanted = {flops: shift_to(net, policy, held, flops) for flops in budgets}
+    # What the policy meets as it is needs no second row.
+    points = {flops: moved for flops, moved in wanted.items() if abs(moved) > _STILL}
+    for flops, moved in ((None, 0.0), *points.items()):
+        shift = {} if flops is None else {"shift": round(moved, 6), "wanted": flops}
         masks = logits + moved >= 0
         if flops is not None:
             row = _row("policy", phase, net, images, normalise, masks, policy_flops(policy))
@@ -148,6 +152,13 @@ def _points(
         mask = most_kept(held + moved, keep).expand(len(images), -1)
         rows.append(_row("most_kept", phase, net, images, normalise, mask) | shift)
     return rows
+
+
+def _grown_from(origin: dict[str, Any]) -> str | None:
+    """The bundle that a run's net was grown from, however many imports ago."""
+    while origin and "grown" not in origin:
+        origin = origin.get("provenance", {}).get("imported") or {}
+    return origin.get("name")
 
 
 def evaluate(job: Job, split: str, budgets: Sequence[float] = ()) -> dict[str, Any]:
@@ -187,9 +198,9 @@ def evaluate(job: Job, split: str, budgets: Sequence[float] = ()) -> dict[str, A
             masks = heuristic.masks(net.segments, len(images))
             rows.append(_row(name, "base", net, images, normalise, masks))
     for path in sorted(job.folder.glob("finetune-*.pt")):
-        name, number = path.stem.removeprefix("finetune-").rsplit("-", 1)
-        heuristic = Heuristic(name, int(number))
-        if job.checkpoint(phase_of(heuristic)) == path:
+        name, _, number = path.stem.removeprefix("finetune-").rpartition("-")
+        if name in HEURISTICS and number.isdecimal():
+            heuristic = Heuristic(name, int(number))
             saved = loop.load_nets(path, {"net": net})
             masks = heuristic.masks(net.segments, len(images))
             rows.append(_row(name, "finetune", net, images, normalise, masks) | _epochs(saved))
@@ -208,6 +219,8 @@ def evaluate(job: Job, split: str, budgets: Sequence[float] = ()) -> dict[str, A
         "policy_flops": policy_flops(policy),
         "imported": origin.get("name"),
         "grown": "grown" in origin,
+        "grown_from": _grown_from(origin),
+        "own_policy": any(row["phase"] == "curriculum" and "epochs" in row for row in rows),
         "rows": rows,
     }
 
@@ -223,19 +236,32 @@ def save(folder: Path, figures: dict[str, Any], kind: str) -> Path:
 def _cell(row: dict[str, Any] | None) -> str:
     if row is None:
         return "not run"
-    return f"{100 * row['accuracy']:.1f} @{row['blocks_mean']:.1f}"
+    epochs = f", {row['epochs']:g} epochs" if "epochs" in row else ""
+    return f"{100 * row['accuracy']:.1f} @{row['blocks_mean']:.1f}{epochs}"
 
 
 def _paper_cell(accuracy: float | None, blocks: float | None) -> str:
     return "" if accuracy is None else f"{accuracy} @{blocks:g}"
 
 
-def _find(figures: dict[str, Any], method: str, phases: Sequence[str]) -> dict[str, Any] | None:
+def _find(
+    figures: dict[str, Any], method: str, phases: Sequence[str], blocks: float = 0
+) -> dict[str, Any] | None:
+    """The row of the first of the phases that has one; of several, that nearest to ``blocks``."""
     for phase in phases:
-        for row in figures["rows"]:
-            if row["method"] == method and row["phase"] == phase and "shift" not in row:
-                return dict(row)
+        rows = [
+            row
+            for row in figures["rows"]
+            if row["method"] == method and row["phase"] == phase and "shift" not in row
+        ]
+        if rows:
+            return dict(min(rows, key=lambda row: abs(row["blocks_mean"] - blocks)))
     return None
+
+
+def _last(figures: dict[str, Any]) -> dict[str, Any] | None:
+    """The last phase's policy as it is."""
+    return _find(figures, "policy", ("finetune", "curriculum"))
 
 
 def _published_line(point: Published) -> str:
@@ -279,8 +305,10 @@ def section(figures: dict[str, Any]) -> str:
         "| | ours, finetuned | ours, before | paper, finetuned | paper, before |",
         "|---|---|---|---|---|",
     ]
+    learned = _last(figures)
+    blocks = 0 if learned is None else math.ceil(learned["blocks_mean"])
     for method in TABLE_1:
-        after = _find(figures, method, ("finetune",))
+        after = _find(figures, method, ("finetune",), blocks)
         before = _find(figures, method, ("base", "curriculum"))
         theirs = paper.get(method, (None, None, None, None))
         lines.append(
@@ -294,7 +322,8 @@ def section(figures: dict[str, Any]) -> str:
     ]
     for row in figures["rows"]:
         epochs = f", {row['epochs']:g} epochs" if "epochs" in row else ""
-        epochs += f", logits {row['shift']:+.2f}" if "shift" in row else ""
+        at = f" at {row['wanted']:.3g} FLOPs" if "wanted" in row else ""
+        epochs += f"{at}, logits {row['shift']:+.2f}" if "shift" in row else ""
         lines.append(
             f"| {TITLES[row['method']]} | {row['phase']}{epochs} | {100 * row['accuracy']:.2f} "
             f"| {row['blocks_mean']:.2f} ± {row['blocks_std']:.2f} "
@@ -308,50 +337,58 @@ def section(figures: dict[str, Any]) -> str:
         f"An accuracy of {100 * best:.1f} % on {images} images is known to "
         f"±{100 * _interval(best, images):.1f} points (95 %).",
     ]
-    row = _find(figures, "policy", ("finetune", "curriculum"))
-    if row is not None:
-        lines += ["", _spread(row)]
+    if learned is not None:
+        lines += ["", _spread(learned)]
     if figures.get("grown"):
         lines += ["", f"The base net was grown from `{figures['imported']}`."]
     elif figures.get("imported"):
-        lines += ["", f"The nets before finetuning come from `{figures['imported']}`."]
+        origin = f"come from `{figures['imported']}`"
+        if figures.get("grown_from"):
+            origin += f", whose net was grown from `{figures['grown_from']}`"
+        who = (
+            "The base net's weights" if figures.get("own_policy") else "The nets before finetuning"
+        )
+        lines += ["", f"{who} {origin}."]
     return "\n".join(lines)
 
 
-def draw(figures: dict[str, Any], folder: Path) -> list[Path]:
-    """Draw accuracy against FLOPs, and the images by blocks used."""
-    import matplotlib
-
-    matplotlib.use("Agg")
+def _draw_curve(figures: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot
+    from matplotlib.ticker import FuncFormatter
 
-    stem = f"{figures['config']}.{figures['split']}"
-    curve, axes = pyplot.subplots(figsize=(6, 4.5))
-    colours = [pyplot.get_cmap("tab20")(n) for n in range(20)]
+    picture, axes = pyplot.subplots(figsize=(8, 4.8))
     points = PAPER_POINTS.get((figures["data"], figures["depth"]), [])
+    images = figures["rows"][0]["images"]
     best = max(100 * row["accuracy"] for row in figures["rows"])
     best = max([best, *(point.accuracy for point in points)])
-    floor = best - 4
-    for method, style, label in (
-        ("policy", "-", "BlockDrop, logits shifted"),
-        ("most_kept", ":", "one mask for all images, of the blocks it keeps most"),
+    floor, last = best - 4, _last(figures)
+    bars: Sequence[float] = ()
+    for method, style, colour, label in (
+        ("policy", "-", "tab:blue", "BlockDrop, its logits shifted"),
+        ("most_kept", "--", "tab:orange", "the policy's most kept blocks, for all images"),
     ):
-        points_of = sorted(
-            (row["flops_mean"], 100 * row["accuracy"])
+        curve = [
+            (row["flops_mean"], 100 * row["accuracy"], 100 * _interval(row["accuracy"], images))
             for row in figures["rows"]
-            if row["method"] == method and ("shift" in row or method == "most_kept")
-        )
-        if points_of:
-            axes.plot(*zip(*points_of, strict=True), style, marker=".", color="grey", label=label)
+            if row["method"] == method and last is not None and row["phase"] == last["phase"]
+        ]
+        if len(curve) > 1:
+            x, y, bars = zip(*sorted(curve), strict=True)
+            axes.errorbar(
+                x, y, bars, fmt=style, marker="o", ms=4, color=colour, label=label, elinewidth=0.7,
+                capsize=2,
+            )  # fmt: skip
     rows = [r for r in figures["rows"] if "shift" not in r and r["method"] != "most_kept"]
-    for row, colour in zip(rows, itertools.cycle(colours), strict=False):
-        label = f"{TITLES[row['method']]}, {row['phase']}"
+    colours = [pyplot.get_cmap("tab20")(n) for n in range(2, 20)]
+    for row, tone in zip(rows, itertools.cycle(colours), strict=False):
         accuracy = 100 * row["accuracy"]
-        if accuracy < floor:
-            label += f": {accuracy:.0f} % (below)"
-        marker = {"policy": "*", "full": "s", "sequential": "D"}.get(row["method"], "o")
-        axes.scatter(row["flops_mean"], accuracy, marker=marker, s=70, color=colour, label=label)
-    axes.set_ylim(floor, best + 0.5)
+        if accuracy >= floor:
+            marker = {"policy": "*", "full": "s", "sequential": "D"}.get(row["method"], "v")
+            label = f"{TITLES[row['method']]}, {row['phase']}"
+            axes.scatter(
+                row["flops_mean"], accuracy, marker=marker, s=45, color=tone, label=label, zorder=3
+            )
+    axes.set_ylim(floor, best + 1)
     if points:
         axes.scatter(
             [point.flops for point in points],
@@ -359,25 +396,84 @@ def draw(figures: dict[str, Any], folder: Path) -> list[Path]:
             marker="*",
             s=70,
             color="black",
-            label=f"BlockDrop, paper (gamma {', '.join(str(point.gamma) for point in points)})",
+            label="BlockDrop, paper, 10,000 test images\n"
+            f"(gamma {', '.join(str(point.gamma) for point in points)})",
         )
-    axes.set_xlabel("FLOPs an image, policy included")
-    axes.set_ylabel("accuracy in %")
-    axes.grid(alpha=0.3)
+    axes.set_xscale("log")
+    axes.xaxis.set_minor_formatter(FuncFormatter(_e8))
+    axes.xaxis.set_major_formatter(FuncFormatter(_e8))
+    axes.tick_params(axis="x", which="both", labelsize=8)
+    axes.set_title(
+        f"ResNet-{figures['depth']}, {figures['config']}: {images} {figures['split']} images",
+        fontsize=9,
+    )
+    axes.set_xlabel("FLOPs an image, policy included, in 1e8")
+    axes.set_ylabel("accuracy in %" + (" (bars: 95 % interval)" if bars else ""))
+    axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.02, 0.5))
+    picture.savefig(path, dpi=110, bbox_inches="tight")
+    pyplot.close(picture)
+
+
+def _e8(value: float, _: object) -> str:
+    """A tick of an axis of FLOPs, in 1e8."""
+    return f"{value / 1e8:g}"
+
+
+def _draw_blocks(figures: dict[str, Any], row: dict[str, Any], path: Path) -> None:
+    from matplotlib import pyplot
+    from matplotlib.ticker import MaxNLocator
+
+    picture, axes = pyplot.subplots(figsize=(6.5, 3))
+    counts = row["images_by_blocks"]
+    used = [blocks for blocks, images in enumerate(counts) if images]
+    axes.bar(range(len(counts)), [100 * count / sum(counts) for count in counts])
+    axes.axvline(row["blocks_mean"], color="black", ls="--", lw=1)
+    axes.set_xlim(min(0, used[0]) - 0.5, max(used[-1], len(counts) // 3) + 0.5)
+    axes.set_title(
+        f"BlockDrop ({row['phase']}) at {row['flops_mean']:.3g} FLOPs, {sum(counts)} "
+        f"{figures['split']} images, {row['blocks_mean']:.1f} blocks on average (dashed)",
+        fontsize=8,
+    )
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel(f"blocks used, of {figures['blocks']}")
+    axes.set_ylabel("images in %")
+    picture.savefig(path, dpi=110, bbox_inches="tight")
+    pyplot.close(picture)
+
+
+def draw(figures: dict[str, Any], folder: Path) -> list[Path]:
+    """Draw accuracy against FLOPs, and the images by blocks used."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    stem = f"{figures['config']}.{figures['split']}"
     paths = [folder / f"{stem}.flops.png"]
-    curve.savefig(paths[0], dpi=110, bbox_inches="tight")
-    pyplot.close(curve)
-    row = _find(figures, "policy", ("finetune", "curriculum"))
+    _draw_curve(figures, paths[0])
+    row = _last(figures)
     if row is not None:
-        histogram, axes = pyplot.subplots(figsize=(6, 3))
-        axes.bar(range(len(row["images_by_blocks"])), row["images_by_blocks"])
-        axes.set_xlabel(f"blocks used, of {figures['blocks']}")
-        axes.set_ylabel("images")
         paths.append(folder / f"{stem}.blocks.png")
-        histogram.savefig(paths[1], dpi=110, bbox_inches="tight")
-        pyplot.close(histogram)
+        _draw_blocks(figures, row, paths[1])
     return paths
+
+
+def _part(file: Path, output: Path) -> tuple[list[str], list[Path]]:
+    """Lines of one result file, and the pictures drawn for it."""
+    try:
+        figures = json.loads(file.read_text())
+        if "ways" in figures:
+            return ["", timing.section(figures)], []
+        pictures = draw(figures, file.parent)
+        lines = ["", section(figures), ""]
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        kind = type(error).__name__
+        raise DataError(
+            f"{file}: found no result file ({kind}: {error}), expected what evaluate and time write"
+        ) from error
+    places = [os.path.relpath(picture, output.parent) for picture in pictures]
+    return lines + [
+        f"![{p.stem}]({place})" for p, place in zip(pictures, places, strict=True)
+    ], pictures
 
 
 def table(folder: Path, output: Path) -> list[Path]:
@@ -398,14 +494,10 @@ def table(folder: Path, output: Path) -> list[Path]:
         "`blockdrop-train evaluate --results` and `time --results` leave. Do not edit.",
     ]
     written = [output]
+    output.parent.mkdir(parents=True, exist_ok=True)
     for file in files:
-        figures = json.loads(file.read_text())
-        if "ways" in figures:
-            parts += ["", timing.section(figures)]
-            continue
-        pictures = draw(figures, folder)
+        lines, pictures = _part(file, output)
+        parts += lines
         written += pictures
-        parts += ["", section(figures), ""]
-        parts += [f"![{p.stem}]({p.relative_to(output.parent)})" for p in pictures]
     output.write_text("\n".join(parts) + "\n")
     return written
