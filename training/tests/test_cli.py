@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -59,6 +60,7 @@ def test_from_base_to_bundle(
     folder = tmp_path / "results"
     assert main(["finetune", *common, "--path", "distribute_k:2", "--epochs", "2"]) == 0
     capsys.readouterr()
+    (tmp_path / "run" / "finetune-old.pt").write_bytes(b"no heuristic's")
     budgets = ["--flops", "5e5", "9e5", "1.2e6"]
     assert main(["evaluate", *common, "--split", "test", "--results", str(folder), *budgets]) == 0
     figures = json.loads(capsys.readouterr().out)
@@ -83,7 +85,8 @@ def test_from_base_to_bundle(
     output = tmp_path / "RESULTS.md"
     assert main(["table", "--results", str(folder), "--output", str(output)]) == 0
     assert "| BlockDrop | finetune, 1 epochs | " in output.read_text()
-    assert output.read_text().count("| BlockDrop | finetune, logits ") == 3
+    assert output.read_text().count("| BlockDrop | finetune at ") == 3
+    assert figures["provenance"]["command"].startswith("blockdrop-train evaluate")
     assert (folder / "tiny.test.flops.png").stat().st_size > 0
     # A folder with something else in it, and a phase that is not finished, are refused.
     (folder / "notes.txt").write_text("precious")
@@ -132,12 +135,19 @@ def test_from_base_to_bundle(
     assert main(["finetune", *again, "--device", "cpu"]) == 0
     capsys.readouterr()
     assert main(["evaluate", *again]) == 0
-    assert json.loads(capsys.readouterr().out)["imported"] == "tiny/1"
+    figures = json.loads(capsys.readouterr().out)
+    assert (figures["imported"], figures["own_policy"]) == ("tiny/1", False)
     anew = [*common[:-1], str(tmp_path / "anew")]
     assert main(["import", *anew, "--checkpoint", str(target), "--net-only"]) == 0
     assert [path.name for path in (tmp_path / "anew").iterdir()] == ["base.pt"]
     assert main(["curriculum", *anew, "--device", "cpu"]) == 0
     capsys.readouterr()
+    assert main(["evaluate", *anew]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert (figures["imported"], figures["own_policy"]) == ("tiny/1", True)
+    origin = checkpoint.load(tmp_path / "anew" / "base.pt")["imported"]
+    manifest_bytes = (target / "bundle.json").read_bytes()
+    assert origin["sha256"] == hashlib.sha256(manifest_bytes).hexdigest()
     other = tmp_path / "folder" / "ant"
     other.mkdir(parents=True)
     Image.new("RGB", (40, 36)).save(other / "1.png")
@@ -237,6 +247,55 @@ def test_errors_name_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "has no finetune or curriculum checkpoint" in capsys.readouterr().err
 
 
+def test_workers_report_errors_as_one_process_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = tmp_path / "tiny.toml"
+    settings.write_text(TINY)
+    data = ["--config", str(settings), "--data", str(tmp_path), "--run", str(tmp_path / "r")]
+    assert main(["base", *data, "--device", "cpu", "--workers", "2"]) == 1
+    shown = capsys.readouterr().err
+    assert "unpack the CIFAR-10" in shown and "Traceback" not in shown
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--workers", "0"], "--workers: '0': expected a whole number from 1 on"),
+        (["--save-every", "-3"], "--save-every: '-3': expected a whole number from 1 on"),
+        (["--epochs", "x"], "--epochs: 'x': expected a whole number from 1 on"),
+    ],
+)
+def test_wrong_options_are_refused(
+    more: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["finetune", "--config", str(tmp_path), *more])
+    assert message in capsys.readouterr().err
+
+
+def test_unreadable_files_and_unknown_devices_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = tmp_path / "tiny.toml"
+    settings.write_text(TINY)
+    assert main(["base", "--config", str(tmp_path)]) == 1
+    assert str(tmp_path) in capsys.readouterr().err
+    assert main(["base", "--config", str(settings), "--device", "gpu"]) == 1
+    assert "--device gpu: expected auto, cpu, cuda or cuda:N" in capsys.readouterr().err
+    for content, message in (("{}", "KeyError: 'policy'"), ("{", "no JSON"), ("[]", "TypeError")):
+        (tmp_path / "bundle.json").write_text(content)
+        assert main(["pictures", str(tmp_path)]) == 1
+        shown = capsys.readouterr().err
+        assert str(tmp_path / "bundle.json") in shown and message in shown
+    results = tmp_path / "results"
+    results.mkdir()
+    (results / "x.test.json").write_text("{}")
+    table = ["table", "--results", str(results), "--output", str(tmp_path / "R.md")]
+    assert main(table) == 1
+    assert "x.test.json: found no result file (KeyError" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("given", "found"), [("/xdg", "/xdg"), ("", "/me/.cache")])
 def test_the_cache_is_where_xdg_says(
     given: str, found: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -267,6 +326,20 @@ def test_the_cache_is_where_xdg_says(
         ("name = 'x'\n[finetune]\nepochs = 0", r"finetune.epochs: found 0, expected .* from 1"),
         ("name = 'x'\n[finetune]\nrate = nan", r"finetune.rate: found nan, expected .* from 0"),
         ("name = 'x'\n[policy]\npool = 0", r"policy.pool: found 0, expected .* from 1"),
+        ("name = 'x'\n[policy]\npool = 64", r"pool: found 64, which leaves 0 of 32 .* least 4"),
+        ("name = 'x'\n[data]\nmean = [0.5, 0.5]", r"data.mean: .* expected three numbers"),
+        ("name = 'x'\n[data]\nstd = [0.2, 0, 0.2]", r"data.std: found 0.0, expected .* above 0"),
+        ("name = 'x'\n[base.masks]\nrows = 5", r"base.masks.rows: found 5.0, expected a share"),
+        ("name = 'x'\n[base.masks]\nstart = nan", r"masks.start: found nan, expected a share"),
+        ("name = 'x'\n[base]\nwarmup = 2", r"base.warmup: found 2.0, expected .* below 1"),
+        ("name = 'x'\n[curriculum]\nkeep_bias = nan", r"keep_bias: found nan, expected a finite"),
+        ("name = 'x'\n[curriculum]\nepochs_per_block = 0", r"per_block: found 0, .* from 1"),
+        ("name = 'x'\n[finetune]\ntemperature = 0", r"temperature: found 0.0, .* above 0"),
+        ("name = 'x'\n[net]\nwidths = [4, 0]", r"net.widths: found 0, expected a number from 1"),
+        (
+            "name = 'x'\n[curriculum]\nmethod = 'gates'\nepochs = 2\nwarmup_epochs = 2",
+            r"warmup_epochs: found 2, expected fewer than the 2 of curriculum.epochs",
+        ),
         ("name = 'x'\n[net]\nwidths = []", r"net.widths: found \[\], expected numbers from 1"),
         ("name = 'x'\nseed = -1", r"seed: found -1, expected a number from 0"),
         ("seed = 3", r"name"),

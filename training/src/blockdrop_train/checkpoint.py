@@ -29,7 +29,8 @@ def load(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise CheckpointError(f"{path} is damaged, or no checkpoint: {error}") from error
+        kind = type(error).__name__
+        raise CheckpointError(f"{path} is damaged, or no checkpoint ({kind}: {error})") from error
     if not isinstance(content, dict) or "step" not in content:
         raise CheckpointError(f"{path} is not a checkpoint of blockdrop-train")
     return content

@@ -10,8 +10,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import hashlib
 import json
+import math
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -41,11 +44,11 @@ from . import (
 from .baselines import Heuristic
 from .config import Config
 from .curriculum import nets_of, path_scores
-from .errors import CheckpointError, ConfigError, DataError, ExportError, TrainingError
+from .errors import MENDABLE, CheckpointError
 from .evaluate import keep_logits, learned_masks, shift_to
 from .export import About, Bundle, export, frequent_paths, replaceable
 from .folder import load_folder
-from .loop import Job, imported, load_nets, share
+from .loop import Job, imported, load_finished, share
 from .nets import Policy, ResNet
 
 TRAINING = Path(__file__).parents[2]
@@ -97,11 +100,11 @@ def _parser() -> argparse.ArgumentParser:
         command = add(name, text)
         command.add_argument(
             "--workers",
-            type=int,
+            type=_count,
             default=1,
             help="training processes; a share of each batch is theirs [%(default)s]",
         )
-        command.add_argument("--threads", type=int, default=1, help="threads each [%(default)s]")
+        command.add_argument("--threads", type=_count, default=1, help="threads each [%(default)s]")
         command.add_argument(
             "--precision",
             choices=("bfloat16", "float32"),
@@ -109,17 +112,20 @@ def _parser() -> argparse.ArgumentParser:
             help="arithmetic of convolutions in training [%(default)s]",
         )
         command.add_argument(
-            "--save-every", type=int, default=200, help="steps between checkpoints [%(default)s]"
+            "--save-every", type=_count, default=200, help="steps between checkpoints [%(default)s]"
         )
         command.add_argument(
-            "--evaluate-every", type=int, default=1, help="epochs between evaluations [%(default)s]"
+            "--evaluate-every",
+            type=_count,
+            default=1,
+            help="epochs between evaluations [%(default)s]",
         )
     command.add_argument(
         "--path",
         help="finetune the base net for a baseline's paths instead: first_k:N, random_k:N, "
         "distribute_k:N",
     )
-    command.add_argument("--epochs", type=int, help="instead of the configuration's")
+    command.add_argument("--epochs", type=_count, help="instead of the configuration's")
     command = add("import", "Start a run from a base checkpoint or a bundle that you have.")
     command.add_argument(
         "--checkpoint", type=Path, required=True, help="the PyTorch file, or the bundle's folder"
@@ -147,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
         "its mirror image, and the mean of all probabilities is kept",
     )
     command.add_argument(
-        "--threads", type=int, default=os.cpu_count() or 1, help="batches at once [%(default)s]"
+        "--threads", type=_count, default=os.cpu_count() or 1, help="batches at once [%(default)s]"
     )
     command = add("evaluate", "Print the figures of all nets of a run as JSON.")
     command.add_argument(
@@ -156,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--results", type=Path, help="write them to a file in this folder too")
     command.add_argument(
         "--flops",
-        type=float,
+        type=_flops,
         nargs="+",
         default=[],
         metavar="F",
@@ -168,7 +174,7 @@ def _parser() -> argparse.ArgumentParser:
         "--bundle", type=Path, required=True, help="the run's last net as a bundle"
     )
     command.add_argument(
-        "--images", type=int, default=500, help="validation images, one by one [%(default)s]"
+        "--images", type=_count, default=500, help="validation images, one by one [%(default)s]"
     )
     command.add_argument("--results", type=Path, help="write them to a file in this folder too")
     command = add("export", "Write a model bundle from a run's nets and check it.")
@@ -181,7 +187,7 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=Path, required=True, help="the bundle's folder: models/NAME/VERSION"
     )
     command.add_argument(
-        "--flops", type=float, help="shift the keep logits to these FLOPs on validation images"
+        "--flops", type=_flops, help="shift the keep logits to these FLOPs on validation images"
     )
     command.add_argument("--note", default="", help="a sentence for the bundle's description")
     command = commands.add_parser(
@@ -192,7 +198,7 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=Path, required=True, help="the bundle's folder: models/NAME/VERSION"
     )
     command.add_argument(
-        "--masks", type=int, default=10, help="distinct masks in paths.json [%(default)s]"
+        "--masks", type=_count, default=10, help="distinct masks in paths.json [%(default)s]"
     )
     command.add_argument(
         "--keep", type=float, default=0.5, help="share of blocks that they keep [%(default)s]"
@@ -217,11 +223,32 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _device(name: str) -> str:
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device {name}: PyTorch finds no CUDA device here")
+        return "cuda" if found else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ValueError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
+    if name != "cpu" and int(name.partition(":")[2] or 0) >= found:
+        raise ValueError(f"--device {name}: PyTorch finds {found} CUDA devices here")
     return name
+
+
+def _count(text: str) -> int:
+    """A whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}': expected a whole number from 1 on")
+    return int(text)
+
+
+def _flops(text: str) -> float:
+    """A finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"'{text}': expected FLOPs such as 9.9e7")
+    return value
 
 
 def _phase(job: Job, given: str | None) -> str:
@@ -256,18 +283,17 @@ def _unfold(job: Job, folder: Path, net: ResNet, policy: Policy) -> None:
     state, decider = importing.read_bundle(folder)
     images = job.config.load(job.data_root, "train")
     inputs = job.config.normalise()(images.plain(torch.arange(min(1000, len(images)))))
-    importing.unfold(decider, policy.net, lambda: policy(inputs))
+    importing.unfold(decider, policy.net, lambda: policy(inputs), "policy")
     masks = policy(inputs) >= 0
     both = torch.cat([torch.ones_like(masks), masks])
     importing.unfold(state, net, lambda: net(torch.cat([inputs] * 2), both))
 
 
 def _origin(folder: Path) -> dict[str, Any]:
-    """A bundle's name and provenance."""
-    return {
-        "name": checkpoint.title(folder),
-        "provenance": Bundle(folder).manifest["provenance"],
-    }
+    """A bundle's name, the hash of its ``bundle.json``, which names all others, and provenance."""
+    provenance = Bundle(folder).manifest["provenance"]
+    digest = hashlib.sha256((folder / "bundle.json").read_bytes()).hexdigest()
+    return {"name": checkpoint.title(folder), "sha256": digest, "provenance": provenance}
 
 
 def _import(job: Job, path: Path, layout: str, initial: Path | None, net_only: bool) -> None:
@@ -390,12 +416,7 @@ def _export(
         torch.nn.init.ones_(policy.net.head.bias)
     else:
         nets["policy"] = policy
-    saved = load_nets(job.checkpoint(phase), nets)
-    if saved["step"] < saved["total"]:
-        raise CheckpointError(
-            f"{job.checkpoint(phase)}: found step {saved['step']} of {saved['total']}, expected a "
-            f"finished phase: give blockdrop-train {phase} again"
-        )
+    saved = load_finished(job.checkpoint(phase), nets)
     held = settings.load(job.data_root, "validation")
     shift = 0.0
     if flops is not None:
@@ -410,6 +431,7 @@ def _export(
             for key in ("full", "policy")
         }
     test = settings.load(job.data_root, "test")
+    train = settings.load(job.data_root, "train")
     full, learned = (measured["test"][key] for key in ("full", "policy"))
     description = (
         f"{settings.net.family} ResNet-{settings.net.depth} on {settings.data.name}: "
@@ -425,10 +447,8 @@ def _export(
         provenance={
             "config": saved["config"],
             "seed": saved["config"]["seed"],
-            "data": f"{settings.data.name}, 45,000 training and 5,000 validation images by the "
-            f"split seed {data.SPLIT_SEED}"
-            if settings.data.name.startswith("cifar")
-            else settings.data.name,
+            "data": f"{settings.data.name}, {len(train):,} training and {len(held):,} validation "
+            f"images (split seed {data.SPLIT_SEED})",
             "phase": phase,
             "steps": saved["step"],
             "shift": shift,
@@ -458,8 +478,9 @@ def _pictures(options: argparse.Namespace) -> None:
         print(path)
 
 
-def _report(figures: dict[str, Any], kind: str, folder: Path | None) -> None:
+def _report(figures: dict[str, Any], kind: str, folder: Path | None, command: list[str]) -> None:
     """Print a run's figures, and write them to a result file where a folder is given."""
+    figures = {"provenance": _now(command)} | figures
     print(json.dumps(figures, indent=1))
     if folder:
         print(results.save(folder, figures, kind), file=sys.stderr)
@@ -505,9 +526,10 @@ def _run(options: argparse.Namespace, arguments: list[str]) -> None:
         print(json.dumps(teacher.teach(job, options.teachers, options.threads)))
     elif options.command == "evaluate":
         figures = results.evaluate(job, options.split, options.flops)
-        _report(figures, options.split, options.results)
+        _report(figures, options.split, options.results, arguments)
     elif options.command == "time":
-        _report(timing.compare(job, options.bundle, options.images), "time", options.results)
+        figures = timing.compare(job, options.bundle, options.images)
+        _report(figures, "time", options.results, arguments)
     elif options.command == "export":
         _export(job, options.phase, options.flops, options.output, options.note, arguments)
 
@@ -519,9 +541,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(given)
     try:
         _run(options, given)
-    except (
-        ConfigError, DataError, CheckpointError, ExportError, TrainingError, ValueError,
-    ) as error:  # fmt: skip
+    except MENDABLE as error:
         print(f"blockdrop-train: {error}", file=sys.stderr)
         return 1
     return 0

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 import types
 import typing
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -312,41 +314,91 @@ def from_dict(values: dict[str, Any], where: str = "config") -> Config:
         raise ConfigError(f"{where}.finetune.points: expected none but where method is paths")
     if config.finetune.taught and config.finetune.method != "paths":
         raise ConfigError(f"{where}.finetune.taught: expected 0 but where method is paths")
-    if config.finetune.taught > 1:
-        raise ConfigError(
-            f"{where}.finetune.taught: found {config.finetune.taught}, expected 0 to 1"
-        )
     _check_ranges(config, where)
     return config
 
 
+Rule = tuple[str, Callable[[float], bool]]
+"""What is expected of a number, in words and as a test, which nan fails."""
+
+
+def _from(lowest: int) -> Rule:
+    return f"a number from {lowest}", lambda value: lowest <= value < 2**63
+
+
+_SHARE: Rule = ("a share from 0 to 1", lambda value: 0 <= value <= 1)
+_BELOW_ONE: Rule = ("a share from 0 to below 1", lambda value: 0 <= value < 1)
+_POSITIVE: Rule = ("a number above 0", lambda value: 0 < value < 2**63)
+_FINITE: Rule = ("a finite number", math.isfinite)
+_RULES: dict[str, Rule] = {
+    "data.classes": _from(2),
+    "data.mean": _FINITE,
+    "data.std": _POSITIVE,
+    "net.size": _from(1),
+    "net.widths": _from(1),
+    "policy.pool": _from(1),
+    "policy.widths": _from(1),
+    "base.masks.start": _SHARE,
+    "base.masks.rows": _SHARE,
+    "base.masks.first_rows": _SHARE,
+    "base.masks.least_keep": _SHARE,
+    "base.smoothing": _BELOW_ONE,
+    "curriculum.epochs_per_block": _from(1),
+    "curriculum.full_rows": _SHARE,
+    "curriculum.keep_bias": _FINITE,
+    "curriculum.looked": ("a share above 0, to 1", lambda value: 0 < value <= 1),
+    "finetune.distil": _SHARE,
+    "finetune.full_rows": _SHARE,
+    "finetune.points": _POSITIVE,
+    "finetune.taught": _SHARE,
+    "finetune.temperature": _POSITIVE,
+} | {
+    f"{phase}.{key}": rule
+    for key, rule in (
+        ("alpha", _SHARE), ("batch", _from(1)), ("epochs", _from(1)), ("momentum", _BELOW_ONE),
+        ("warmup", _BELOW_ONE),
+    )
+    for phase in ("base", "curriculum", "finetune")
+}  # fmt: skip
+"""Of the numbers that are not named, expected is that they are not negative."""
+
+
+def _numbers(section: Any, where: str = "") -> Iterator[tuple[str, float]]:
+    """All numbers of a configuration, by their keys."""
+    for field_ in dataclasses.fields(section):
+        key, value = where + field_.name, getattr(section, field_.name)
+        if dataclasses.is_dataclass(value):
+            yield from _numbers(value, f"{key}.")
+        else:
+            values = value if isinstance(value, tuple) else (value,)
+            yield from ((key, item) for item in values if isinstance(item, int | float))
+
+
 def _check_ranges(config: Config, where: str) -> None:
     """Numbers that nothing could be trained with; each error names its key."""
-    least: dict[str, tuple[float, int]] = {
-        "seed": (config.seed, 0),
-        "data.classes": (config.data.classes, 2),
-        "data.cutout": (config.data.cutout, 0),
-        "net.size": (config.net.size, 1),
-        "policy.pool": (config.policy.pool, 1),
-    }
-    for name, phase in (
-        ("base", config.base), ("curriculum", config.curriculum), ("finetune", config.finetune),
-    ):  # fmt: skip
-        least |= {f"{name}.epochs": (phase.epochs, 1), f"{name}.batch": (phase.batch, 1)}
-        least |= {f"{name}.{key}": (value, 0) for key, value in _numbers(phase)}
-    for key, (value, lowest) in least.items():
-        if not lowest <= value < 2**63:
-            raise ConfigError(f"{where}.{key}: found {value}, expected a number from {lowest}")
+    for key, value in _numbers(config):
+        expected, holds = _RULES.get(key, _from(0))
+        if not holds(value):
+            raise ConfigError(f"{where}.{key}: found {value}, expected {expected}")
     for key, widths in (("net.widths", config.net.widths), ("policy.widths", config.policy.widths)):
-        if not widths or min(widths) < 1:
-            raise ConfigError(f"{where}.{key}: found {list(widths)}, expected numbers from 1")
-
-
-def _numbers(phase: Base | Curriculum | Finetune) -> list[tuple[str, float]]:
-    """The numbers of a phase that may not be negative, nor infinite, nor nan."""
-    free = ("keep_bias", "epochs", "batch")
-    pairs = [(f.name, getattr(phase, f.name)) for f in dataclasses.fields(phase)]
-    return [(k, v) for k, v in pairs if isinstance(v, int | float) and k not in free]
+        if not widths:
+            raise ConfigError(f"{where}.{key}: found [], expected numbers from 1")
+    for key, values in (("data.mean", config.data.mean), ("data.std", config.data.std)):
+        if len(values) != 3:
+            raise ConfigError(f"{where}.{key}: found {list(values)}, expected three numbers")
+    least = 4 if config.net.family == "cifar" else 1
+    if config.net.size // config.policy.pool < least:
+        raise ConfigError(
+            f"{where}.policy.pool: found {config.policy.pool}, which leaves "
+            f"{config.net.size // config.policy.pool} of {config.net.size} pixels, expected at "
+            f"least {least}"
+        )
+    given = config.curriculum
+    if given.method == "gates" and given.warmup_epochs >= given.epochs:
+        raise ConfigError(
+            f"{where}.curriculum.warmup_epochs: found {given.warmup_epochs}, expected fewer than "
+            f"the {given.epochs} of curriculum.epochs"
+        )
 
 
 def read(path: Path) -> Config:

@@ -159,6 +159,17 @@ class Bundle:
             self.manifest: dict[str, Any] = json.loads((folder / "bundle.json").read_text())
         except FileNotFoundError:
             raise ExportError(f"{folder} has no bundle.json: not a bundle") from None
+        except ValueError as error:
+            raise ExportError(f"{folder / 'bundle.json'}: no JSON: {error}") from error
+        try:
+            self._open()
+        except (KeyError, TypeError, AttributeError) as error:
+            kind = type(error).__name__
+            raise ExportError(
+                f"{folder / 'bundle.json'}: not what a bundle's says ({kind}: {error})"
+            ) from error
+
+    def _open(self) -> None:
         self.policy = self._session(self.manifest["policy"])
         self.stem = self._session(self.manifest["stem"])
         self.head = self._session(self.manifest["head"])
@@ -185,7 +196,11 @@ class Bundle:
         return content
 
     def _session(self, entry: dict[str, Any]) -> onnxruntime.InferenceSession:
-        return _session(self.read(entry))
+        content = self.read(entry)
+        try:
+            return _session(content)
+        except Exception as error:  # ONNX Runtime's have no class of their own in common
+            raise ExportError(f"{self.folder / entry['file']}: {error}") from error
 
     def path(self, mask: np.ndarray) -> onnxruntime.InferenceSession:
         """Stem, the blocks that ``mask``, bool [K], keeps, shortcuts and head as one graph."""

@@ -55,6 +55,11 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise CheckpointError(f"{path} is not a PyTorch file of tensors: {error}") from error
+    if isinstance(content, Mapping) and {"kind", "nets", "step"} <= content.keys():
+        raise CheckpointError(
+            f"{path}: found a checkpoint of blockdrop-train, expected another's: copy it into the "
+            "folder of a run (--run) instead"
+        )
     agent = content.get("agent") if isinstance(content, Mapping) else None
     for key in ("state_dict", "resnet", "model", "net"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
@@ -209,7 +214,9 @@ def _pairs(net: nn.Module) -> dict[str, tuple[nn.Conv2d, nn.BatchNorm2d]]:
 
 
 @torch.no_grad()
-def unfold(state: Mapping[str, Tensor], net: ResNet, forward: Callable[[], object]) -> None:
+def unfold(
+    state: Mapping[str, Tensor], net: ResNet, forward: Callable[[], object], part: str = "net"
+) -> None:
     """Load folded values into ``net``, with live batch norms that compute the same in eval mode.
 
     A batch norm gets the statistics of its inputs in ``forward``, and the scale and shift that undo
@@ -219,6 +226,7 @@ def unfold(state: Mapping[str, Tensor], net: ResNet, forward: Callable[[], objec
     Args:
         state: as ``read_bundle`` returns it.
         forward: runs ``net`` on typical normalised inputs.
+        part: ``net`` or ``policy``, for errors.
 
     Raises:
         CheckpointError: naming the value that is missing or of another shape.
@@ -229,14 +237,17 @@ def unfold(state: Mapping[str, Tensor], net: ResNet, forward: Callable[[], objec
         if found is None or found.shape != shape:
             what = "lacks" if found is None else f"has shape {list(found.shape)} for"
             raise CheckpointError(
-                f"the bundle {what} {key} {list(shape)}: check net and policy in the configuration"
+                f"the bundle's {part} {what} {key} {list(shape)}: check [{part}] in the "
+                "configuration"
             )
         return found
 
     pairs = _pairs(net)
     wanted = {f"{name}.{last}" for name in (*pairs, "head") for last in ("weight", "bias")}
     if left := sorted(set(state) - wanted):
-        raise CheckpointError(f"no place in the net for the bundle's {left[0]}")
+        raise CheckpointError(
+            f"the bundle's {part} has {left[0]}, which is not in that of the configuration"
+        )
     for last, parameter in net.head.named_parameters():
         parameter.copy_(value(f"head.{last}", parameter.shape))
     seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}

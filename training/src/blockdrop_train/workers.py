@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from multiprocessing import parent_process
+from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
+from multiprocessing.queues import SimpleQueue
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import ProcessException, spawn
+
+from .errors import MENDABLE
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,14 @@ def _leave_with(parent: BaseProcess) -> None:
     os._exit(1)
 
 
-def _enter(rank: int, size: int, port: int, threads: int, work: Callable[[World], None]) -> None:
+def _enter(
+    rank: int,
+    size: int,
+    port: int,
+    threads: int,
+    work: Callable[[World], None],
+    errors: SimpleQueue[Exception],
+) -> None:
     parent = parent_process()
     assert parent is not None, "workers are spawned"
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
@@ -74,6 +85,9 @@ def _enter(rank: int, size: int, port: int, threads: int, work: Callable[[World]
     dist.init_process_group("gloo", rank=rank, world_size=size, timeout=timedelta(days=30))
     try:
         work(World(rank, size))
+    except MENDABLE as error:
+        errors.put(error)
+        sys.exit(1)
     finally:
         dist.destroy_process_group()
 
@@ -81,7 +95,8 @@ def _enter(rank: int, size: int, port: int, threads: int, work: Callable[[World]
 def launch(size: int, threads: int, work: Callable[[World], None]) -> None:
     """Run ``work`` in ``size`` processes with ``threads`` threads each.
 
-    ``work`` must be picklable. With one worker it runs in this process.
+    ``work`` must be picklable. With one worker it runs in this process. An error that the user can
+    mend is raised here as it was there.
     """
     if size == 1:
         torch.set_num_threads(threads)
@@ -90,4 +105,10 @@ def launch(size: int, threads: int, work: Callable[[World], None]) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    spawn(_enter, args=(size, port, threads, work), nprocs=size, join=True)
+    errors: SimpleQueue[Exception] = get_context("spawn").SimpleQueue()
+    try:
+        spawn(_enter, args=(size, port, threads, work, errors), nprocs=size, join=True)
+    except ProcessException:
+        if errors.empty():
+            raise
+        raise errors.get() from None
