@@ -202,10 +202,10 @@ test-training: ## run the training's tests and check its types
 
 .PHONY: train
 train: ## train by a recipe, CONFIG=training/configs/... [STAGE=base] (ARGS="..." adds options)
-	@test -n "$(CONFIG)" || { echo 'make train: say CONFIG=training/configs/...' >&2; exit 2; }
+	@test -n "$(CONFIG)$(filter table pictures,$(STAGE))" || \
+	{ echo 'make train: say CONFIG=training/configs/...' >&2; exit 2; }
 	@scripts/need python3:3.11 venv
-	@$(training_env) && set -x && \
-	"$$venv/bin/python" -m blockdrop_train.cli "$(or $(STAGE),base)" --config "$(CONFIG)" $(ARGS)
+	scripts/blockdrop-train $(or $(STAGE),base) $(if $(CONFIG),--config "$(CONFIG)") $(ARGS)
 
 .PHONY: samples
 samples: ## redraw the images of samples/
