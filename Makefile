@@ -10,7 +10,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/blockdrop
 CARGO_DENY_HOME := $(CACHE)/cargo-deny-$(CARGO_DENY_VERSION)
 CARGO_FUZZ_VERSION := 0.13.2
 CARGO_FUZZ_HOME := $(CACHE)/cargo-fuzz-$(CARGO_FUZZ_VERSION)
-SHELL_SCRIPTS := .ci/run scripts/fuzz scripts/need
+SHELL_SCRIPTS := .ci/run scripts/blockdrop-train scripts/fuzz scripts/need
 PYTHON_SCRIPTS := scripts/audit scripts/fetch-onnxruntime scripts/sbom scripts/venv tests/clients/grpcurl
 
 # What graphs run on, cpu, cuda or cuda:N, where it was said.
