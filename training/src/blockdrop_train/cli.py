@@ -261,7 +261,7 @@ def _phase(job: Job, given: str | None) -> str:
 
 
 def _commit() -> str:
-    """The commit of this package, with ``-dirty`` where its folder differs from it."""
+    """The commit of this package, with ``-dirty`` where its code or configurations differ."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(
@@ -269,7 +269,7 @@ def _commit() -> str:
         ).stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--", ".")
+        changed = git("status", "--porcelain", "--", "src", "configs")
         return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
