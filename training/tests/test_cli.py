@@ -333,7 +333,7 @@ def test_the_cache_is_where_xdg_says(
         ("name = 'x'\n[base.masks]\nstart = nan", r"masks.start: found nan, expected a share"),
         ("name = 'x'\n[base]\nwarmup = 2", r"base.warmup: found 2.0, expected .* below 1"),
         ("name = 'x'\n[curriculum]\nkeep_bias = nan", r"keep_bias: found nan, expected a finite"),
-        ("name = 'x'\n[curriculum]\nepochs_per_block = 0", r"per_block: found 0, .* from 1"),
+        ("name = 'x'\n[curriculum]\nepochs_per_block = 0", r"per_block: found 0.0, .* above 0"),
         ("name = 'x'\n[finetune]\ntemperature = 0", r"temperature: found 0.0, .* above 0"),
         ("name = 'x'\n[net]\nwidths = [4, 0]", r"net.widths: found 0, expected a number from 1"),
         (

@@ -19,7 +19,7 @@ from blockdrop_train.config import Base, Config, Curriculum, Data, Masks
 from blockdrop_train.errors import CheckpointError
 from blockdrop_train.loop import Job
 from blockdrop_train.nets import cifar_resnet
-from blockdrop_train.reinforce import bounded, forced, policy_loss, reward
+from blockdrop_train.reinforce import bounded, forced, learned_blocks, policy_loss, reward
 
 TRAINERS = {"base": base.train, "curriculum": curriculum.train, "finetune": finetune.train}
 
@@ -284,6 +284,11 @@ def test_reward_is_equation_2() -> None:
 def test_bounded_probabilities_stay_within_alpha() -> None:
     p = bounded(torch.tensor([-50.0, 0.0, 50.0]), 0.8)
     torch.testing.assert_close(p, torch.tensor([0.2, 0.5, 0.8]))
+
+
+def test_the_curriculum_grows_block_by_block() -> None:
+    assert [learned_blocks(p, 2, 4) for p in (0.1, 1.9, 2.0, 4.5, 6.1, 50)] == [1, 1, 2, 3, 4, 4]
+    assert [learned_blocks(p, 0.25, 54) for p in (0.1, 0.3, 1.0, 13.3)] == [1, 2, 5, 54]
 
 
 def test_curriculum_forces_the_first_blocks() -> None:

@@ -162,7 +162,7 @@ class Curriculum:
     alpha: float = 0.8
     gamma: float = 1.0
     entropy: float = 0.0
-    epochs_per_block: int = 1
+    epochs_per_block: float = 1.0
     flops: float = 8.66e7
     calibrate: float = 0.0
     net_rate: float = 0.0
@@ -343,7 +343,7 @@ _RULES: dict[str, Rule] = {
     "base.masks.first_rows": _SHARE,
     "base.masks.least_keep": _SHARE,
     "base.smoothing": _BELOW_ONE,
-    "curriculum.epochs_per_block": _from(1),
+    "curriculum.epochs_per_block": _POSITIVE,
     "curriculum.full_rows": _SHARE,
     "curriculum.keep_bias": _FINITE,
     "curriculum.looked": ("a share above 0, to 1", lambda value: 0 < value <= 1),

@@ -31,7 +31,7 @@ from .flops import policy_flops
 from .gates import Budget, looked_at, straight_through
 from .loop import Batch, Job, Phase
 from .nets import Policy, ResNet
-from .reinforce import bounded, forced, policy_loss, reward
+from .reinforce import bounded, forced, learned_blocks, policy_loss, reward
 from .workers import World
 
 
@@ -108,7 +108,7 @@ def _train_reinforce(job: Job, world: World) -> None:
     def step(progress: float, batch: Batch, generator: torch.Generator) -> dict[str, float]:
         net.eval()
         policy.train()
-        learned = min(net.depth, 1 + int(batch.position) // given.epochs_per_block)
+        learned = learned_blocks(batch.position, given.epochs_per_block, net.depth)
         with job.autocast():
             out = policy(batch.inputs).float()
         chance = bounded(out, given.alpha)

@@ -26,6 +26,11 @@ def bounded(logits: Tensor, alpha: float) -> Tensor:
     return alpha * keep + (1 - alpha) * (1 - keep)
 
 
+def learned_blocks(position: float, epochs_per_block: float, blocks: int) -> int:
+    """How many of the last blocks take part in the curriculum after ``position`` epochs."""
+    return min(blocks, 1 + int(position / epochs_per_block))
+
+
 def forced(masks: Tensor, learned: int) -> Tensor:
     """The masks with all but the last ``learned`` blocks kept: a stage of the curriculum."""
     masks = masks.clone()
