@@ -125,7 +125,7 @@ def train(job: Job, world: World = World(), heuristic: Heuristic | None = None) 
     phase.evaluate = evaluate
     loop.run(job, world, phase, images)
     if config.finetune.method == "paths":
-        _settle(job, world, phase, net, decide, images, full=True)
+        _settle(job, world, phase, net, decide, images, config.finetune.full_rows)
 
 
 def _train_heuristic(job: Job, world: World, heuristic: Heuristic) -> None:
@@ -148,7 +148,7 @@ def _train_heuristic(job: Job, world: World, heuristic: Heuristic) -> None:
         "path": score(net, held, config.normalise(), fixed).as_dict(),
     }
     loop.run(job, world, phase, images)
-    _settle(job, world, phase, net, decide, images, full=False)
+    _settle(job, world, phase, net, decide, images, full_rows=0)
 
 
 def _reinforce(job: Job, world: World, net: ResNet, policy: Policy) -> Phase:
@@ -255,14 +255,12 @@ def _settle(
     net: ResNet,
     decide: Callable[[Batch], Tensor],
     images: AnyImages,
-    full: bool,
+    full_rows: float,
 ) -> None:
     """Average the batch norms' statistics over whole batches; a second call changes nothing.
 
-    The running averages weigh the last few batches most and lag behind the weights.
-
-    Args:
-        full: let each image count with every block kept, beside its path.
+    The running averages weigh the last few batches most and lag behind the weights. The batches are
+    made as those of training, paths and full rows mixed likewise.
     """
     given = job.config.finetune
     if not given.settle or world.rank or job.stop_after is not None:
@@ -280,13 +278,12 @@ def _settle(
     order = data.batches(len(images), given.batch, job.config.seed, given.epochs)
     for step, rows in enumerate(order[: given.settle], saved["step"]):
         generator = data.generator_for(job.config.seed, phase.number, step)
-        inputs = job.config.normalise()(images.augmented(rows, generator)).to(job.device)
+        inputs = loop.augmented(job.config, images, rows, generator, given.epochs).to(job.device)
         batch = Batch(inputs, images.targets[rows], rows, step / len(order))
         masks = decide(batch)
-        if full:
-            inputs = torch.cat([inputs] * 2)
-            masks = torch.cat([torch.ones_like(masks), masks])
-        net(inputs, masks)
+        both = round(len(rows) * full_rows)
+        whole = torch.ones_like(masks[:both])
+        net(torch.cat([inputs[:both], inputs]), torch.cat([whole, masks]))
     for norm, value in zip(norms, momentum, strict=True):
         norm.momentum = value
     saved["nets"]["net"] = net.state_dict()

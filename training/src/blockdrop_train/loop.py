@@ -214,6 +214,19 @@ def _warn(
             )
 
 
+def augmented(
+    config: Config, images: data.AnyImages, rows: Tensor, generator: torch.Generator, epoch: int
+) -> Tensor:
+    """The images ``rows`` as an epoch of training sees them, normalised [N, C, H, W]."""
+    flips = None
+    if config.data.flip == "alternate":
+        flips = data.alternating_flips(rows, len(images), config.seed, epoch)
+    inputs = config.normalise()(images.augmented(rows, generator, flips))
+    if config.data.cutout:
+        inputs = data.cut_out(inputs, config.data.cutout, generator)
+    return inputs
+
+
 def run(job: Job, world: World, phase: Phase, images: data.AnyImages) -> None:
     """Run a phase to its end, from its checkpoint where the folder has one."""
     if phase.batch % world.size:
@@ -226,7 +239,6 @@ def run(job: Job, world: World, phase: Phase, images: data.AnyImages) -> None:
             f"{phase.name}.batch: found {phase.batch}, expected at most the {len(images)} images"
         )
     total = per_epoch * phase.epochs
-    normalise = job.config.normalise()
     path = job.checkpoint(phase.name)
     conditions = {"workers": world.size, "bfloat16": job.bfloat16}
     step = 0
@@ -274,12 +286,7 @@ def run(job: Job, world: World, phase: Phase, images: data.AnyImages) -> None:
     def load(epoch: int, step: int, rows: Tensor) -> tuple[Batch, torch.Generator]:
         """A step's batch, on the CPU, and its generator as augmentation left it."""
         generator = data.generator_for(seed, phase.number, step, world.rank)
-        flips = None
-        if job.config.data.flip == "alternate":
-            flips = data.alternating_flips(rows, len(images), seed, epoch)
-        inputs = normalise(images.augmented(rows, generator, flips))
-        if job.config.data.cutout:
-            inputs = data.cut_out(inputs, job.config.data.cutout, generator)
+        inputs = augmented(job.config, images, rows, generator, epoch)
         batch = Batch(inputs, images.targets[rows], rows, (step + 0.5) / per_epoch)
         return batch, generator
 
