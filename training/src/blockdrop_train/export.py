@@ -166,7 +166,7 @@ class Bundle:
         except (KeyError, TypeError, AttributeError) as error:
             kind = type(error).__name__
             raise ExportError(
-                f"{folder / 'bundle.json'}: not what a bundle's says ({kind}: {error})"
+                f"{folder / 'bundle.json'}: not what a bundle says ({kind}: {error})"
             ) from error
 
     def _open(self) -> None:

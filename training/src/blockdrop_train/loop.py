@@ -165,10 +165,10 @@ def load_finished(path: Path, nets: dict[str, nn.Module]) -> dict[str, Any]:
         CheckpointError: steps are left, or what is done after the last one.
     """
     saved = load_nets(path, nets)
-    again = f"expected a finished phase: give its command again (blockdrop-train {saved['kind']})"
+    kind = saved["kind"].split("-")[0]
+    again = f"expected a finished phase: give its command again (blockdrop-train {kind})"
     if saved["step"] < saved["total"]:
         raise CheckpointError(f"{path}: found step {saved['step']} of {saved['total']}, {again}")
-    kind = saved["kind"].split("-")[0]
     given = saved["config"].get(kind, {})
     for mark, wanted in (
         (SHIFTED, kind == "curriculum" and given["method"] == "gates" and given.get("calibrate")),
