@@ -194,6 +194,15 @@ def _reinforce(job: Job, world: World, net: ResNet, policy: Policy) -> Phase:
     )  # fmt: skip
 
 
+def _mixed(net: ResNet, inputs: Tensor, masks: Tensor, both: int) -> Tensor:
+    """Class logits of the first ``both`` images with every block, then of all on their paths.
+
+    One pass, so that batch norm sees the mixture it will serve.
+    """
+    whole = torch.ones_like(masks[:both])
+    return cast(Tensor, net(torch.cat([inputs[:both], inputs]), torch.cat([whole, masks])))
+
+
 def _paths(
     job: Job,
     world: World,
@@ -217,12 +226,8 @@ def _paths(
         count = len(batch.inputs)
         both = round(count * full_rows)
         masks = decide(batch)
-        whole = torch.ones(both, net.depth, dtype=torch.bool, device=masks.device)
         with job.autocast():
-            # One pass for both, so that batch norm sees the mixture it will serve.
-            out = net(
-                torch.cat([batch.inputs[:both], batch.inputs]), torch.cat([whole, masks])
-            ).float()
+            out = _mixed(net, batch.inputs, masks, both).float()
         full, path = out[:both], out[both:]
         labels = torch.cat([batch.targets[:both], batch.targets])
         label_losses = F.cross_entropy(out, labels, reduction="none")
@@ -281,9 +286,7 @@ def _settle(
         inputs = loop.augmented(job.config, images, rows, generator, given.epochs).to(job.device)
         batch = Batch(inputs, images.targets[rows], rows, step / len(order))
         masks = decide(batch)
-        both = round(len(rows) * full_rows)
-        whole = torch.ones_like(masks[:both])
-        net(torch.cat([inputs[:both], inputs]), torch.cat([whole, masks]))
+        _mixed(net, inputs, masks, round(len(rows) * full_rows))
     for norm, value in zip(norms, momentum, strict=True):
         norm.momentum = value
     saved["nets"]["net"] = net.state_dict()
