@@ -39,6 +39,7 @@ def test_a_section_says_how_unequal_images_are_and_what_is_known() -> None:
     assert "uses 3 to 21 of 54 blocks; 50.0 % of the images use fewer than 10" in text
     # 1.96 * sqrt(0.9 * 0.1 / 100)
     assert "An accuracy of 90.0 % on 100 images is known to ±5.9 points" in text
+    assert "uses 10 of 54 blocks; 0.0 %" in section(_figures(110, {10: 100}))
 
 
 def test_the_papers_operating_points_stand_beside_ours() -> None:

@@ -285,8 +285,9 @@ def _spread(row: dict[str, Any]) -> str:
     counts = row["images_by_blocks"]
     used = [blocks for blocks, images in enumerate(counts) if images]
     few = sum(counts[:10]) / sum(counts)
+    span = f"{used[0]} to {used[-1]}" if len(used) > 1 else f"{used[0]}"
     return (
-        f"BlockDrop ({row['phase']}) uses {used[0]} to {used[-1]} of {len(counts) - 1} blocks; "
+        f"BlockDrop ({row['phase']}) uses {span} of {len(counts) - 1} blocks; "
         f"{100 * few:.1f} % of the images use fewer than 10."
     )
 
