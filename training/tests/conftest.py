@@ -83,6 +83,8 @@ def tiny() -> Config:
             rate=0.05,
             full_rows=0.5,
             points=(6e5, 8e5, 8e5, 1e6),
+            last=0.5,
+            average=0.5,
             settle=2,
         ),
     )

@@ -322,6 +322,13 @@ def test_the_cache_is_where_xdg_says(
         ("name = 'x'\n[grow]\nnew = 'zero'", r"grow.new: 'zero', expected copy or random"),
         ("name = 'x'\n[data]\nflip = 'never'", r"flip: 'never', expected random or alternate"),
         ("name = 'x'\n[finetune]\npoints = [1e8]", r"points: expected none but where method is"),
+        ("name = 'x'\n[finetune]\ntaught = 0.5", r"finetune.taught: expected 0 but where method"),
+        ("name = 'x'\n[finetune]\naverage = 0.5", r"finetune.average: expected 0 but where"),
+        (
+            "name = 'x'\n[finetune]\nmethod = 'paths'\naverage = 0.5",
+            r"finetune.settle: found 0, expected batches to settle a mean by",
+        ),
+        ("name = 'x'\n[finetune]\nlast = 1.5", r"finetune.last: found 1.5, expected a share"),
         ("name = 'x'\n[base]\nbatch = -5", r"config.base.batch: found -5, expected .* from 1"),
         ("name = 'x'\n[finetune]\nepochs = 0", r"finetune.epochs: found 0, expected .* from 1"),
         ("name = 'x'\n[finetune]\nrate = nan", r"finetune.rate: found nan, expected .* from 0"),

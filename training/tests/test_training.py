@@ -12,8 +12,10 @@ import pytest
 import torch
 from conftest import paper_method, shake, write_cifar
 from PIL import Image
+from torch import nn
 
 from blockdrop_train import base, checkpoint, curriculum, evaluate, finetune, gates, loop, workers
+from blockdrop_train.averaging import Average, settle
 from blockdrop_train.baselines import Heuristic
 from blockdrop_train.config import Base, Config, Curriculum, Data, Masks
 from blockdrop_train.errors import CheckpointError
@@ -188,6 +190,43 @@ def test_a_longer_run_is_calibrated_and_settled_again(
         finetune.train(job(tiny, tmp_path / "run", cifar))
 
 
+def test_an_average_is_the_mean_of_the_last_steps_weights() -> None:
+    net = cifar_resnet(8, 10, (4, 6, 8))
+    average = Average(net, 0.5)
+    seen = []
+    for progress in (0.1, 0.3, 0.5, 0.7, 0.9):
+        shake(net, int(100 * progress))
+        seen.append([p.detach().clone() for p in net.parameters()])
+        average.update(net, progress)
+        last = seen[2:] or seen[-1:]
+        for mean, *steps in zip(average.net.parameters(), *last, strict=True):
+            torch.testing.assert_close(mean, torch.stack(steps).mean(0))
+    assert average.state == {"averaged": 3}
+
+
+def test_the_average_is_what_finetuning_leaves(tiny: Config, cifar: Path, tmp_path: Path) -> None:
+    for train in TRAINERS.values():
+        train(job(tiny, tmp_path, cifar, stop_after=17 if train is finetune.train else None))
+    before = checkpoint.load(tmp_path / "finetune.pt")
+    finetune.train(job(tiny, tmp_path, cifar))
+    nets = checkpoint.load(tmp_path / "finetune.pt")["nets"]
+    assert same(nets["net"], nets["average"])
+    weights = "blocks.0.branch.conv1.weight"
+    apart = (nets["net"][weights] - before["nets"]["average"][weights]).abs().max()
+    assert 0 < apart < (nets["net"][weights] - before["nets"]["net"][weights]).abs().max()
+
+
+def test_settled_batch_norms_have_the_mean_statistics_of_the_passes() -> None:
+    net = nn.Sequential(nn.BatchNorm2d(3))
+    norm = net[0]
+    parts = [torch.randn(8, 3, 4, 4) * (1 + i) + i for i in range(3)]
+    for _ in range(2):
+        settle(net, [functools.partial(net, part) for part in parts])
+        expected = torch.stack([part.mean((0, 2, 3)) for part in parts]).mean(0)
+        torch.testing.assert_close(norm.running_mean, expected)
+    assert norm.momentum == 0.1 and not net.training
+
+
 def test_another_precision_is_told(
     tiny: Config, cifar: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -219,7 +258,7 @@ def test_operating_points_are_drawn_as_often_as_named(tiny: Config, cifar: Path)
     assert shares == pytest.approx([0.25, 0.5, 0.25], abs=0.05)
     alone = dataclasses.replace(tiny, finetune=dataclasses.replace(tiny.finetune, points=()))
     none = finetune.OperatingPoints(net, policy, held, alone)
-    assert (none.drawn(4, 1) == 0).all() and none.scores() == {}
+    assert (none.drawn(4, 1) == 0).all() and none.scores(net) == {}
 
 
 def test_checkpoint_of_another_net_is_refused(tiny: Config, cifar: Path, tmp_path: Path) -> None:

@@ -193,6 +193,9 @@ class Finetune:
         points: FLOPs an image, the policy's included, of operating points: every image trains the
             path of one of them, drawn anew in each step, so that one net serves them all. A point
             that is named twice is drawn twice as often; none means the policy's own (``paths``).
+        last: share of the peak rate that is left at the end (``paths``).
+        average: share of the run, at its end, over whose steps the weights are averaged: the mean
+            is the net that is served (``paths``). It wants ``settle``, and a rate that stays high.
         settle: batches, after the last step, over which batch norm's statistics are averaged anew;
             0 keeps the running averages (``paths``).
     """
@@ -213,6 +216,8 @@ class Finetune:
     distil: float = 0.5
     temperature: float = 1.0
     points: tuple[float, ...] = ()
+    last: float = 0.0
+    average: float = 0.0
     settle: int = 0
 
 
@@ -312,8 +317,11 @@ def from_dict(values: dict[str, Any], where: str = "config") -> Config:
             raise ConfigError(f"{where}.{key}: '{value}', expected {' or '.join(known)}")
     if config.finetune.points and config.finetune.method != "paths":
         raise ConfigError(f"{where}.finetune.points: expected none but where method is paths")
-    if config.finetune.taught and config.finetune.method != "paths":
-        raise ConfigError(f"{where}.finetune.taught: expected 0 but where method is paths")
+    for key in ("taught", "average"):
+        if getattr(config.finetune, key) and config.finetune.method != "paths":
+            raise ConfigError(f"{where}.finetune.{key}: expected 0 but where method is paths")
+    if config.finetune.average and not config.finetune.settle:
+        raise ConfigError(f"{where}.finetune.settle: found 0, expected batches to settle a mean by")
     _check_ranges(config, where)
     return config
 
@@ -347,8 +355,10 @@ _RULES: dict[str, Rule] = {
     "curriculum.full_rows": _SHARE,
     "curriculum.keep_bias": _FINITE,
     "curriculum.looked": ("a share above 0, to 1", lambda value: 0 < value <= 1),
+    "finetune.average": _SHARE,
     "finetune.distil": _SHARE,
     "finetune.full_rows": _SHARE,
+    "finetune.last": _SHARE,
     "finetune.points": _POSITIVE,
     "finetune.taught": _SHARE,
     "finetune.temperature": _POSITIVE,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import checkpoint, data, loop, teacher
+from .averaging import Average, settle
 from .baselines import Heuristic
 from .config import Config
 from .curriculum import nets_of, path_scores
@@ -69,12 +70,12 @@ class OperatingPoints:
         rows = torch.randint(len(self.points), (count,), generator=generator)
         return self.shifts[rows, None]
 
-    def scores(self) -> dict[str, Any]:
-        """Validation figures at each point."""
+    def scores(self, net: ResNet) -> dict[str, Any]:
+        """Validation figures of a net's paths at each point."""
         found = {}
         for flops, shift in sorted(set(zip(self.points, self.shifts.tolist(), strict=True))):
             masks = self.logits + shift >= 0
-            figures = score(self.net, self.held, self.normalise, masks, policy_flops(self.policy))
+            figures = score(net, self.held, self.normalise, masks, policy_flops(self.policy))
             found[f"{flops:g}"] = figures.as_dict()
         return {"points": found} if found else {}
 
@@ -113,19 +114,19 @@ def train(job: Job, world: World = World(), heuristic: Heuristic | None = None) 
             logits += points.drawn(len(logits), _draw(world, batch)).to(logits)
         return cast(Tensor, logits >= 0)
 
-    def evaluate() -> dict[str, Any]:
-        return path_scores(net, policy, held, config.normalise()) | points.scores()
+    def figures(net: ResNet) -> dict[str, Any]:
+        return path_scores(net, policy, held, config.normalise()) | points.scores(net)
 
     if config.finetune.method == "paths":
         policy.requires_grad_(False)
-        phase = _paths(job, world, net, decide, images, config.finetune.full_rows)
-        phase.nets["policy"] = policy
-    else:
-        phase = _reinforce(job, world, net, policy)
-    phase.evaluate = evaluate
+        rows = config.finetune.full_rows
+        _train_paths(
+            job, world, "finetune", {"net": net, "policy": policy}, decide, figures, images, rows
+        )
+        return
+    phase = _reinforce(job, world, net, policy)
+    phase.evaluate = lambda: figures(net)
     loop.run(job, world, phase, images)
-    if config.finetune.method == "paths":
-        _settle(job, world, phase, net, decide, images, config.finetune.full_rows)
 
 
 def _train_heuristic(job: Job, world: World, heuristic: Heuristic) -> None:
@@ -142,13 +143,10 @@ def _train_heuristic(job: Job, world: World, heuristic: Heuristic) -> None:
         masks = heuristic.masks(net.segments, len(batch.inputs), _draw(world, batch))
         return masks.to(job.device)
 
-    phase = _paths(job, world, net, decide, images, full_rows=0)
-    phase.name = name
-    phase.evaluate = lambda: {
-        "path": score(net, held, config.normalise(), fixed).as_dict(),
-    }
-    loop.run(job, world, phase, images)
-    _settle(job, world, phase, net, decide, images, full_rows=0)
+    def figures(net: ResNet) -> dict[str, Any]:
+        return {"path": score(net, held, config.normalise(), fixed).as_dict()}
+
+    _train_paths(job, world, name, {"net": net}, decide, figures, images, full_rows=0)
 
 
 def _reinforce(job: Job, world: World, net: ResNet, policy: Policy) -> Phase:
@@ -203,14 +201,82 @@ def _mixed(net: ResNet, inputs: Tensor, masks: Tensor, both: int) -> Tensor:
     return cast(Tensor, net(torch.cat([inputs[:both], inputs]), torch.cat([whole, masks])))
 
 
+def _train_paths(
+    job: Job,
+    world: World,
+    name: str,
+    nets: dict[str, Any],
+    decide: Callable[[Batch], Tensor],
+    figures: Callable[[ResNet], dict[str, Any]],
+    images: AnyImages,
+    full_rows: float,
+) -> None:
+    """Train ``nets["net"]`` for the decided paths, then average and settle it.
+
+    Args:
+        name: of the phase.
+        nets: all that the checkpoint holds.
+        decide: the masks [N, K] of a batch.
+        figures: of a net, on the validation images.
+        full_rows: share of a batch's images that train the full net too.
+    """
+    given = job.config.finetune
+    net: ResNet = nets["net"]
+    average = Average(net, given.average) if given.average else None
+    served: ResNet = average.net if average else net
+    if average:
+        nets = nets | {"average": served}
+
+    def settled() -> dict[str, Any]:
+        settle(served, _settling(job, images, served, decide, full_rows))
+        return figures(served)
+
+    step, opt = _paths(job, world, net, average, decide, images, full_rows)
+    phase = Phase(
+        name, 3, nets, {"net": opt}, given.epochs, given.batch, step,
+        settled if average else lambda: figures(net),
+        average.state if average else {},
+    )  # fmt: skip
+    loop.run(job, world, phase, images)
+    if not given.settle or world.rank or job.stop_after is not None:
+        return
+    path = job.checkpoint(name)
+    saved = loop.load_nets(path, nets)
+    if loop.SETTLED in saved["state"]:
+        return
+    saved["validation"] = settled()
+    saved["nets"]["net"] = served.state_dict()
+    saved["state"][loop.SETTLED] = 1.0
+    checkpoint.save(path, saved)
+    print(json.dumps({"settled": given.settle} | saved["validation"]))
+
+
+def _settling(
+    job: Job,
+    images: AnyImages,
+    net: ResNet,
+    decide: Callable[[Batch], Tensor],
+    full_rows: float,
+) -> Iterator[Callable[[], Tensor]]:
+    """The passes that settle a net: as training's, paths and full rows mixed likewise."""
+    given = job.config.finetune
+    order = data.batches(len(images), given.batch, job.config.seed, given.epochs)
+    for step, rows in enumerate(order[: given.settle], len(order) * given.epochs):
+        generator = data.generator_for(job.config.seed, 3, step)
+        inputs = loop.augmented(job.config, images, rows, generator, given.epochs).to(job.device)
+        batch = Batch(inputs, images.targets[rows], rows, (step + 0.5) / len(order))
+        yield functools.partial(_mixed, net, inputs, decide(batch), round(len(rows) * full_rows))
+
+
 def _paths(
     job: Job,
     world: World,
     net: ResNet,
+    average: Average | None,
     decide: Callable[[Batch], Tensor],
     images: AnyImages,
     full_rows: float,
-) -> Phase:
+) -> tuple[loop.Step, torch.optim.Optimizer]:
     given = job.config.finetune
     told = teacher.read(job, images) if given.taught else None
     opt: torch.optim.Optimizer
@@ -222,7 +288,7 @@ def _paths(
     def step(progress: float, batch: Batch, generator: torch.Generator) -> dict[str, float]:
         net.train()
         if given.method == "paths":
-            loop.set_rate(opt, given.rate * loop.triangle(progress, given.warmup))
+            loop.set_rate(opt, given.rate * loop.triangle(progress, given.warmup, given.last))
         count = len(batch.inputs)
         both = round(count * full_rows)
         masks = decide(batch)
@@ -243,54 +309,12 @@ def _paths(
         loss.backward()
         world.synchronise(net)
         opt.step()
+        if average:
+            average.update(net, progress)
         return {
             "full": label_losses[:both].sum().item() / max(1, both),
             "path": label_losses[both:].mean().item(),
             "kept": masks.float().sum(1).mean().item(),
         }
 
-    return Phase("finetune", 3, {"net": net}, {"net": opt}, given.epochs, given.batch, step, dict)
-
-
-@torch.no_grad()
-def _settle(
-    job: Job,
-    world: World,
-    phase: Phase,
-    net: ResNet,
-    decide: Callable[[Batch], Tensor],
-    images: AnyImages,
-    full_rows: float,
-) -> None:
-    """Average the batch norms' statistics over whole batches; a second call changes nothing.
-
-    The running averages weigh the last few batches most and lag behind the weights. The batches are
-    made as those of training, paths and full rows mixed likewise.
-    """
-    given = job.config.finetune
-    if not given.settle or world.rank or job.stop_after is not None:
-        return
-    path = job.checkpoint(phase.name)
-    saved = loop.load_nets(path, phase.nets)
-    if loop.SETTLED in saved["state"]:
-        return
-    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
-    momentum = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-    net.train()
-    order = data.batches(len(images), given.batch, job.config.seed, given.epochs)
-    for step, rows in enumerate(order[: given.settle], saved["step"]):
-        generator = data.generator_for(job.config.seed, phase.number, step)
-        inputs = loop.augmented(job.config, images, rows, generator, given.epochs).to(job.device)
-        batch = Batch(inputs, images.targets[rows], rows, step / len(order))
-        masks = decide(batch)
-        _mixed(net, inputs, masks, round(len(rows) * full_rows))
-    for norm, value in zip(norms, momentum, strict=True):
-        norm.momentum = value
-    saved["nets"]["net"] = net.state_dict()
-    saved["state"][loop.SETTLED] = 1.0
-    saved["validation"] = phase.evaluate()
-    checkpoint.save(path, saved)
-    print(json.dumps({"settled": given.settle} | saved["validation"]))
+    return step, opt

@@ -63,6 +63,11 @@ def share(config: Config) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+Step = Callable[[float, "Batch", torch.Generator], dict[str, float]]
+"""One update of weights, given the progress in [0, 1], a batch and its generator; returns what to
+show."""
+
+
 @dataclass
 class Phase:
     """One phase of training as the loop sees it.
@@ -73,8 +78,7 @@ class Phase:
         nets: by name, trained or not; all are in the checkpoint.
         optimisers: by name.
         epochs, batch: batch over all workers.
-        step: one update of weights, given the progress in [0, 1], a batch and its generator;
-            returns what to show.
+        step: one update of weights.
         evaluate: figures on the validation images, on the first worker.
         state: numbers that a resumed run needs besides.
     """
@@ -85,7 +89,7 @@ class Phase:
     optimisers: dict[str, torch.optim.Optimizer]
     epochs: int
     batch: int
-    step: Callable[[float, Batch, torch.Generator], dict[str, float]]
+    step: Step
     evaluate: Callable[[], dict[str, Any]]
     state: dict[str, float] = field(default_factory=dict)
 
@@ -113,11 +117,11 @@ class Batch:
         )
 
 
-def triangle(progress: float, warmup: float) -> float:
-    """Learning rate as a share of the peak: up linearly until ``warmup``, then down to zero."""
+def triangle(progress: float, warmup: float, last: float = 0.0) -> float:
+    """Learning rate as a share of the peak: up linearly until ``warmup``, then down to ``last``."""
     if progress < warmup:
         return progress / warmup
-    return max(0.0, (1 - progress) / (1 - warmup))
+    return last + (1 - last) * max(0.0, (1 - progress) / (1 - warmup))
 
 
 def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
+from .averaging import settle
 from .data import CIFAR10_LABELS, Normalise, generator_for
 from .errors import ExportError
 from .export import MOST_PATHS, About, export, mask_text
@@ -35,20 +35,6 @@ def random_paths(blocks: int, count: int, keep: float, seed: int) -> dict[str, f
 
 
 @torch.no_grad()
-def settle(net: nn.Module, inputs: Tensor) -> None:
-    """Give batch norms the statistics of ``inputs`` [N, C, H, W], so that nothing explodes."""
-    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
-    momentum = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 1.0
-    net.train()
-    net(inputs)
-    net.eval()
-    for norm, value in zip(norms, momentum, strict=True):
-        norm.momentum = value
-
-
-@torch.no_grad()
 def write(
     target: Path,
     net: ResNet,
@@ -63,8 +49,8 @@ def write(
     for index in range(net.depth):
         # Deep nets of random weights blow rounding errors up; quiet branches do not.
         net.block(index).branch.layers()[-1][1].weight.fill_(0.2)
-    settle(net, inputs)
-    settle(policy, inputs)
+    settle(net, [lambda: net(inputs)])
+    settle(policy, [lambda: policy(inputs)])
     policy.net.head.weight.zero_()
     policy.net.head.bias.copy_(torch.tensor([1.0 if c == "1" else -1.0 for c in next(iter(paths))]))
     export(target, net, policy, normalise, about, inputs, paths)
