@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import functools
-import json
-from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import checkpoint, data, loop, teacher
-from .averaging import Average, settle
+from . import data, loop
 from .baselines import Heuristic
 from .config import Config
 from .curriculum import nets_of, path_scores
@@ -20,9 +17,9 @@ from .data import AnyImages
 from .errors import CheckpointError
 from .evaluate import keep_logits, score, shift_to
 from .flops import policy_flops
-from .gates import distillation
 from .loop import Batch, Job, Phase
 from .nets import Policy, ResNet
+from .paths import PHASE, PathTraining
 from .reinforce import bounded, policy_loss, reward
 from .workers import World
 
@@ -120,9 +117,8 @@ def train(job: Job, world: World = World(), heuristic: Heuristic | None = None) 
     if config.finetune.method == "paths":
         policy.requires_grad_(False)
         rows = config.finetune.full_rows
-        _train_paths(
-            job, world, "finetune", {"net": net, "policy": policy}, decide, figures, images, rows
-        )
+        training = PathTraining(job, world, net, images, decide, figures, rows)
+        training.run("finetune", {"policy": policy})
         return
     phase = _reinforce(job, world, net, policy)
     phase.evaluate = lambda: figures(net)
@@ -146,7 +142,7 @@ def _train_heuristic(job: Job, world: World, heuristic: Heuristic) -> None:
     def figures(net: ResNet) -> dict[str, Any]:
         return {"path": score(net, held, config.normalise(), fixed).as_dict()}
 
-    _train_paths(job, world, name, {"net": net}, decide, figures, images, full_rows=0)
+    PathTraining(job, world, net, images, decide, figures, full_rows=0).run(name, {})
 
 
 def _reinforce(job: Job, world: World, net: ResNet, policy: Policy) -> Phase:
@@ -187,134 +183,6 @@ def _reinforce(job: Job, world: World, net: ResNet, policy: Policy) -> Phase:
         }
 
     return Phase(
-        "finetune", 3, {"net": net, "policy": policy}, {"net": net_opt, "policy": policy_opt},
+        "finetune", PHASE, {"net": net, "policy": policy}, {"net": net_opt, "policy": policy_opt},
         given.epochs, given.batch, step, dict,
     )  # fmt: skip
-
-
-def _mixed(net: ResNet, inputs: Tensor, masks: Tensor, both: int) -> Tensor:
-    """Class logits of the first ``both`` images with every block, then of all on their paths.
-
-    One pass, so that batch norm sees the mixture it will serve.
-    """
-    whole = torch.ones_like(masks[:both])
-    return cast(Tensor, net(torch.cat([inputs[:both], inputs]), torch.cat([whole, masks])))
-
-
-def _train_paths(
-    job: Job,
-    world: World,
-    name: str,
-    nets: dict[str, Any],
-    decide: Callable[[Batch], Tensor],
-    figures: Callable[[ResNet], dict[str, Any]],
-    images: AnyImages,
-    full_rows: float,
-) -> None:
-    """Train ``nets["net"]`` for the decided paths, then average and settle it.
-
-    Args:
-        name: of the phase.
-        nets: all that the checkpoint holds.
-        decide: the masks [N, K] of a batch.
-        figures: of a net, on the validation images.
-        full_rows: share of a batch's images that train the full net too.
-    """
-    given = job.config.finetune
-    net: ResNet = nets["net"]
-    average = Average(net, given.average) if given.average else None
-    served: ResNet = average.net if average else net
-    if average:
-        nets = nets | {"average": served}
-
-    def settled() -> dict[str, Any]:
-        settle(served, _settling(job, images, served, decide, full_rows))
-        return figures(served)
-
-    step, opt = _paths(job, world, net, average, decide, images, full_rows)
-    phase = Phase(
-        name, 3, nets, {"net": opt}, given.epochs, given.batch, step,
-        settled if average else lambda: figures(net),
-        average.state if average else {},
-    )  # fmt: skip
-    loop.run(job, world, phase, images)
-    if not given.settle or world.rank or job.stop_after is not None:
-        return
-    path = job.checkpoint(name)
-    saved = loop.load_nets(path, nets)
-    if loop.SETTLED in saved["state"]:
-        return
-    saved["validation"] = settled()
-    saved["nets"]["net"] = served.state_dict()
-    saved["state"][loop.SETTLED] = 1.0
-    checkpoint.save(path, saved)
-    print(json.dumps({"settled": given.settle} | saved["validation"]))
-
-
-def _settling(
-    job: Job,
-    images: AnyImages,
-    net: ResNet,
-    decide: Callable[[Batch], Tensor],
-    full_rows: float,
-) -> Iterator[Callable[[], Tensor]]:
-    """The passes that settle a net: as training's, paths and full rows mixed likewise."""
-    given = job.config.finetune
-    order = data.batches(len(images), given.batch, job.config.seed, given.epochs)
-    for step, rows in enumerate(order[: given.settle], len(order) * given.epochs):
-        generator = data.generator_for(job.config.seed, 3, step)
-        inputs = loop.augmented(job.config, images, rows, generator, given.epochs).to(job.device)
-        batch = Batch(inputs, images.targets[rows], rows, (step + 0.5) / len(order))
-        yield functools.partial(_mixed, net, inputs, decide(batch), round(len(rows) * full_rows))
-
-
-def _paths(
-    job: Job,
-    world: World,
-    net: ResNet,
-    average: Average | None,
-    decide: Callable[[Batch], Tensor],
-    images: AnyImages,
-    full_rows: float,
-) -> tuple[loop.Step, torch.optim.Optimizer]:
-    given = job.config.finetune
-    told = teacher.read(job, images) if given.taught else None
-    opt: torch.optim.Optimizer
-    if given.method == "paths":
-        opt = loop.sgd(net, given.momentum, given.decay)
-    else:  # a heuristic by the paper's recipe, at its steady rate
-        opt = torch.optim.Adam(net.parameters(), lr=given.rate, weight_decay=given.decay)
-
-    def step(progress: float, batch: Batch, generator: torch.Generator) -> dict[str, float]:
-        net.train()
-        if given.method == "paths":
-            loop.set_rate(opt, given.rate * loop.triangle(progress, given.warmup, given.last))
-        count = len(batch.inputs)
-        both = round(count * full_rows)
-        masks = decide(batch)
-        with job.autocast():
-            out = _mixed(net, batch.inputs, masks, both).float()
-        full, path = out[:both], out[both:]
-        labels = torch.cat([batch.targets[:both], batch.targets])
-        label_losses = F.cross_entropy(out, labels, reduction="none")
-        losses = label_losses
-        if told is not None:
-            wanted = told[batch.rows].to(out.device)
-            wanted = torch.cat([wanted[:both], wanted])
-            losses = torch.lerp(losses, distillation(out, wanted, given.temperature), given.taught)
-        own = distillation(path[:both], full, given.temperature)
-        learnt = given.distil * (own - losses[both : 2 * both])
-        loss = (losses.sum() + learnt.sum()) / count
-        opt.zero_grad(set_to_none=True)
-        loss.backward()
-        world.synchronise(net)
-        opt.step()
-        if average:
-            average.update(net, progress)
-        return {
-            "full": label_losses[:both].sum().item() / max(1, both),
-            "path": label_losses[both:].mean().item(),
-            "kept": masks.float().sum(1).mean().item(),
-        }
-
-    return step, opt
