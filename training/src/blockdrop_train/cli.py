@@ -36,6 +36,7 @@ from . import (
     pictures,
     results,
     sequential,
+    tables,
     teacher,
     timing,
     untrained,
@@ -488,7 +489,7 @@ def _report(figures: dict[str, Any], kind: str, folder: Path | None, command: li
 
 def _run(options: argparse.Namespace, arguments: list[str]) -> None:
     if options.command == "table":
-        for path in results.table(options.results, options.output):
+        for path in tables.table(options.results, options.output):
             print(path)
         return
     if options.command == "pictures":

@@ -1,10 +1,10 @@
-"""Tables made of result files."""
+"""Tables and pictures made of result files."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from blockdrop_train.results import section
+from blockdrop_train.tables import overview, section
 
 
 def _figures(depth: int, counts: dict[int, int]) -> dict[str, Any]:
@@ -64,3 +64,28 @@ def test_a_table_compares_heuristics_of_as_many_blocks() -> None:
         row = {"method": "first_k", "blocks_mean": keep, "accuracy": accuracy, "epochs": 6}
         figures["rows"].append(learned | row)
     assert "| FirstK | 80.0 @11.0, 6 epochs | not run | 71.3 @17 | 13.3 @21 |" in section(figures)
+
+
+def test_an_overview_has_both_splits_of_every_point_side_by_side() -> None:
+    splits = []
+    for split, accuracy, images in (("test", 0.9, 100), ("validation", 0.8, 50)):
+        figures = _figures(110, {10: images}) | {"split": split}
+        [learned] = figures["rows"]
+        learned["accuracy"] = accuracy
+        moved = {"shift": 1.5, "flops_mean": 1.2e8, "accuracy": accuracy + 0.01}
+        full = {"method": "full", "phase": "base", "flops_mean": 5e8}
+        early = {"phase": "curriculum", "flops_mean": 9e7}
+        heuristic = {"method": "first_k", "flops_mean": 1.3e8}
+        figures["rows"] += [learned | more for more in (moved, full, early, heuristic)]
+        splits.append(figures)
+    lines = overview([*splits, splits[0] | {"config": "other"}]).splitlines()
+    assert lines[4] == "| run | net | FLOPs, validation | % of 50 | FLOPs, test | % of 100 |"
+    assert lines[6:10] == [
+        "| `made-up` | BlockDrop, finetune | 1e+08 | 80.00 | 1e+08 | 90.00 |",
+        "| `made-up` | BlockDrop, finetune | 1.2e+08 | 81.00 | 1.2e+08 | 91.00 |",
+        "| `made-up` | FirstK, finetune, 10 blocks | 1.3e+08 | 80.00 | 1.3e+08 | 90.00 |",
+        "| `made-up` | full, base | 5e+08 | 80.00 | 5e+08 | 90.00 |",
+    ]
+    assert lines[10] == "| `other` | BlockDrop, finetune |  |  | 1e+08 | 90.00 |"
+    assert lines[-1] == "| the paper | BlockDrop, gamma 10 |  |  | 1.81e+08 | 93.6 (of 10000) |"
+    assert len(lines) == 6 + 4 + 4 + 3
