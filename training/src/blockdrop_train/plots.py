@@ -38,7 +38,7 @@ def _draw_curve(figures: dict[str, Any], path: Path) -> None:
                 capsize=2,
             )  # fmt: skip
     rows = [r for r in figures["rows"] if "shift" not in r and r["method"] != "most_kept"]
-    colours = [pyplot.get_cmap("tab20")(n) for n in range(2, 20)]
+    colours = [pyplot.get_cmap("tab20")(n) for n in range(4, 20)]  # the curves have the first
     for row, tone in zip(rows, itertools.cycle(colours), strict=False):
         accuracy = 100 * row["accuracy"]
         if accuracy >= floor:
