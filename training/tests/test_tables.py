@@ -40,6 +40,9 @@ def test_a_section_says_how_unequal_images_are_and_what_is_known() -> None:
     # 1.96 * sqrt(0.9 * 0.1 / 100)
     assert "An accuracy of 90.0 % on 100 images is known to ±5.9 points" in text
     assert "uses 10 of 54 blocks; 0.0 %" in section(_figures(110, {10: 100}))
+    figures = _figures(110, {10: 100})
+    figures["rows"].append(figures["rows"][0] | {"wanted": 1.18e8, "shift": 1.0})
+    assert "BlockDrop (finetune at 1.18e+08 FLOPs) uses 10 of 54" in section(figures)
 
 
 def test_the_papers_operating_points_stand_beside_ours() -> None:
@@ -89,3 +92,17 @@ def test_an_overview_has_both_splits_of_every_point_side_by_side() -> None:
     assert lines[10] == "| `other` | BlockDrop, finetune |  |  | 1e+08 | 90.00 |"
     assert lines[-1] == "| the paper | BlockDrop, gamma 10 |  |  | 1.81e+08 | 93.6 (of 10000) |"
     assert len(lines) == 6 + 4 + 4 + 3
+
+
+def test_an_imported_net_is_not_called_the_runs_own() -> None:
+    figures = _figures(110, {10: 100}) | {"imported": "small/1"}
+    [learned] = figures["rows"]
+    learned["epochs"] = 20
+    figures["rows"].append(
+        {k: v for k, v in learned.items() if k != "epochs"} | {"method": "full", "phase": "base"}
+    )
+    assert "| full, imported |" in overview([figures])
+    assert "| full | imported | 90.00 |" in section(figures)
+    assert "| BlockDrop | finetune, 20 epochs | 90.00 |" in section(figures)
+    figures["rows"][1]["epochs"] = 24
+    assert "| full | base, 24 epochs | 90.00 |" in section(figures)

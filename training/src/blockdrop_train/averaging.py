@@ -41,13 +41,14 @@ class Average:
 def settle(net: nn.Module, passes: Iterable[Callable[[], object]]) -> None:
     """Give batch norms the mean statistics of forward passes, and nothing of what they had.
 
-    Running averages weigh the last few batches most, and lag behind the weights.
+    Running averages weigh the last few batches most, and lag behind the weights. A norm that no
+    pass has come by keeps what it had.
 
     Args:
         passes: each runs the net, in training mode, on a batch.
     """
     norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
-    momentum = [norm.momentum for norm in norms]
+    before = [(norm.momentum, copy.deepcopy(norm.state_dict())) for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None
@@ -55,5 +56,7 @@ def settle(net: nn.Module, passes: Iterable[Callable[[], object]]) -> None:
     for forward in passes:
         forward()
     net.eval()
-    for norm, value in zip(norms, momentum, strict=True):
-        norm.momentum = value
+    for norm, (momentum, state) in zip(norms, before, strict=True):
+        norm.momentum = momentum
+        if not norm.num_batches_tracked:
+            norm.load_state_dict(state)

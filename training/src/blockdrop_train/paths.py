@@ -45,18 +45,21 @@ class PathTraining:
     full_rows: float
 
     def run(self, name: str, others: dict[str, nn.Module]) -> None:
-        """Train, from the phase's checkpoint where there is one; average and settle in the end.
+        """Train, from the phase's checkpoint where there is one, and settle in the end.
+
+        The checkpoint's ``net`` is the one to serve; with an average, ``weights`` is the one that
+        trains.
 
         Args:
             name: of the phase.
             others: nets that the checkpoint holds besides.
         """
         given = self.job.config.finetune
-        nets: dict[str, nn.Module] = {"net": self.net} | others
         average = Average(self.net, given.average) if given.average else None
         served = average.net if average else self.net
+        nets: dict[str, nn.Module] = {"net": served} | others
         if average:
-            nets["average"] = served
+            nets["weights"] = self.net
 
         def settled() -> dict[str, Any]:
             settle(served, self._settling(served))

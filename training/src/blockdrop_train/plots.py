@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .published import PAPER_POINTS
-from .results import TITLES, interval, last
+from .results import TITLES, interval, last, phase
 
 
 def _draw_curve(figures: dict[str, Any], path: Path) -> None:
@@ -43,7 +43,9 @@ def _draw_curve(figures: dict[str, Any], path: Path) -> None:
         accuracy = 100 * row["accuracy"]
         if accuracy >= floor:
             marker = {"policy": "*", "full": "s", "sequential": "D"}.get(row["method"], "v")
-            label = f"{TITLES[row['method']]}, {row['phase']}"
+            label = f"{TITLES[row['method']]}, {phase(figures, row)}"
+            if label in axes.get_legend_handles_labels()[1]:
+                continue  # an imported net, as the base and as the curriculum's
             axes.scatter(
                 row["flops_mean"], accuracy, marker=marker, s=45, color=tone, label=label, zorder=3
             )

@@ -188,6 +188,13 @@ def find(
     return None
 
 
+def phase(figures: dict[str, Any], row: dict[str, Any]) -> str:
+    """A row's phase in words: of nets that the run did not train itself, ``imported``."""
+    own = {found["phase"] for found in figures["rows"] if "epochs" in found}
+    theirs = figures.get("imported") and row["phase"] not in own
+    return "imported" if theirs else str(row["phase"])
+
+
 def last(figures: dict[str, Any]) -> dict[str, Any] | None:
     """The last phase's policy as it is."""
     return find(figures, "policy", ("finetune", "curriculum"))

@@ -14,7 +14,7 @@ from .baselines import HEURISTICS
 from .errors import DataError
 from .plots import draw
 from .published import PAPER, PAPER_POINTS, Published
-from .results import TITLES, find, interval, last
+from .results import TITLES, find, interval, last, phase
 
 TABLE_1 = ("first_k", "random_k", "distribute_k", "policy", "full")
 
@@ -41,6 +41,11 @@ def _published_line(point: Published) -> str:
     )
 
 
+def _at(row: dict[str, Any]) -> str:
+    """At which FLOPs a row's policy was measured, where these are not its own."""
+    return f" at {row['wanted']:.3g} FLOPs" if "wanted" in row else ""
+
+
 def _spread(row: dict[str, Any]) -> str:
     """A sentence on how unequal the images' numbers of blocks are."""
     counts = row["images_by_blocks"]
@@ -48,7 +53,7 @@ def _spread(row: dict[str, Any]) -> str:
     few = sum(counts[:10]) / sum(counts)
     span = f"{used[0]} to {used[-1]}" if len(used) > 1 else f"{used[0]}"
     return (
-        f"BlockDrop ({row['phase']}) uses {span} of {len(counts) - 1} blocks; "
+        f"BlockDrop ({row['phase']}{_at(row)}) uses {span} of {len(counts) - 1} blocks; "
         f"{100 * few:.1f} % of the images use fewer than 10."
     )
 
@@ -84,11 +89,10 @@ def section(figures: dict[str, Any]) -> str:
     ]
     for row in figures["rows"]:
         epochs = f", {row['epochs']:g} epochs" if "epochs" in row else ""
-        at = f" at {row['wanted']:.3g} FLOPs" if "wanted" in row else ""
-        epochs += f"{at}, logits {row['shift']:+.2f}" if "shift" in row else ""
+        epochs += f"{_at(row)}, logits {row['shift']:+.2f}" if "shift" in row else ""
         lines.append(
-            f"| {TITLES[row['method']]} | {row['phase']}{epochs} | {100 * row['accuracy']:.2f} "
-            f"| {row['blocks_mean']:.2f} ± {row['blocks_std']:.2f} "
+            f"| {TITLES[row['method']]} | {phase(figures, row)}{epochs} "
+            f"| {100 * row['accuracy']:.2f} | {row['blocks_mean']:.2f} ± {row['blocks_std']:.2f} "
             f"| {row['flops_mean']:.3g} ± {row['flops_std']:.2g} | {row['distinct_masks']} |"
         )
     lines += [_published_line(point) for point in PAPER_POINTS.get(known, [])]
@@ -100,7 +104,12 @@ def section(figures: dict[str, Any]) -> str:
         f"±{100 * interval(best, images):.1f} points (95 %).",
     ]
     if learned is not None:
-        lines += ["", _spread(learned)]
+        points = [
+            row
+            for row in figures["rows"]
+            if row["method"] == "policy" and row["phase"] == learned["phase"] and "wanted" in row
+        ]
+        lines += ["", *(f"- {_spread(row)}" for row in [learned, *points])]
     if figures.get("grown"):
         lines += ["", f"The base net was grown from `{figures['imported']}`."]
     elif figures.get("imported"):
@@ -150,9 +159,8 @@ def overview(results: Sequence[dict[str, Any]]) -> str:
         "|---|---|" + "---|---|" * len(splits),
     ]
     for name in dict.fromkeys(figures["config"] for figures in results):
-        run = {
-            figures["split"]: _compared(figures) for figures in results if figures["config"] == name
-        }
+        files = [figures for figures in results if figures["config"] == name]
+        run = {figures["split"]: _compared(figures) for figures in files}
         cost: dict[Any, float] = {}
         for rows in run.values():
             cost = {key: row["flops_mean"] for key, row in rows.items()} | cost
@@ -162,7 +170,7 @@ def overview(results: Sequence[dict[str, Any]]) -> str:
                 " | " if row is None else f"{row['flops_mean']:.3g} | {100 * row['accuracy']:.2f}"
                 for row in shown
             ]
-            title = f"{TITLES[key[0]]}, {key[1]}"
+            title = f"{TITLES[key[0]]}, {phase(files[0], {'phase': key[1]})}"
             if key[0] in HEURISTICS:
                 title += f", {key[3]} blocks"
             lines.append(f"| `{name}` | {title} | {' | '.join(cells)} |")
