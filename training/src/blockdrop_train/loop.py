@@ -219,16 +219,20 @@ def _warn(
 
 
 def augmented(
-    config: Config, images: data.AnyImages, rows: Tensor, generator: torch.Generator, epoch: int
-) -> Tensor:
-    """The images ``rows`` as an epoch of training sees them, normalised [N, C, H, W]."""
+    config: Config,
+    images: data.AnyImages,
+    rows: Tensor,
+    generator: torch.Generator,
+    position: float,
+) -> Batch:
+    """The images ``rows`` as training sees them at a position in epochs, on the CPU."""
     flips = None
     if config.data.flip == "alternate":
-        flips = data.alternating_flips(rows, len(images), config.seed, epoch)
+        flips = data.alternating_flips(rows, len(images), config.seed, int(position))
     inputs = config.normalise()(images.augmented(rows, generator, flips))
     if config.data.cutout:
         inputs = data.cut_out(inputs, config.data.cutout, generator)
-    return inputs
+    return Batch(inputs, images.targets[rows], rows, position)
 
 
 def run(job: Job, world: World, phase: Phase, images: data.AnyImages) -> None:
@@ -287,12 +291,11 @@ def run(job: Job, world: World, phase: Phase, images: data.AnyImages) -> None:
             }
             checkpoint.save(path, content)
 
-    def load(epoch: int, step: int, rows: Tensor) -> tuple[Batch, torch.Generator]:
+    def load(step: int, rows: Tensor) -> tuple[Batch, torch.Generator]:
         """A step's batch, on the CPU, and its generator as augmentation left it."""
         generator = data.generator_for(seed, phase.number, step, world.rank)
-        inputs = augmented(job.config, images, rows, generator, epoch)
-        batch = Batch(inputs, images.targets[rows], rows, (step + 0.5) / per_epoch)
-        return batch, generator
+        position = (step + 0.5) / per_epoch
+        return augmented(job.config, images, rows, generator, position), generator
 
     first = world.rank == 0
     with Progress(job.folder / phase.name, phase.name, total, step, phase.batch, first) as log:
@@ -300,7 +303,7 @@ def run(job: Job, world: World, phase: Phase, images: data.AnyImages) -> None:
             epoch = step // per_epoch
             order = data.batches(len(images), own, seed, epoch, world.rank, world.size)
             tasks = [
-                functools.partial(load, epoch, at, rows)
+                functools.partial(load, at, rows)
                 for at, rows in enumerate(order[step % per_epoch :], step)
             ]
             for batch, generator in data.load_ahead(tasks, images.ahead):

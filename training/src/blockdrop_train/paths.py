@@ -84,7 +84,8 @@ class PathTraining:
         saved = loop.load_nets(path, nets)
         if loop.SETTLED in saved["state"]:
             return
-        saved["validation"] = settled()
+        if not average or saved["validation"] is None:  # a mean is settled to be evaluated
+            saved["validation"] = settled()
         saved["nets"]["net"] = served.state_dict()
         saved["state"][loop.SETTLED] = 1.0
         checkpoint.save(path, saved)
@@ -106,9 +107,9 @@ class PathTraining:
         order = data.batches(len(self.images), given.batch, seed, given.epochs)
         for step, rows in enumerate(order[: given.settle], len(order) * given.epochs):
             generator = data.generator_for(seed, PHASE, step)
-            inputs = loop.augmented(self.job.config, self.images, rows, generator, given.epochs)
             position = (step + 0.5) / len(order)
-            batch = Batch(inputs, self.images.targets[rows], rows, position).to(self.job.device)
+            batch = loop.augmented(self.job.config, self.images, rows, generator, position)
+            batch = batch.to(self.job.device)
             yield functools.partial(self._mixed, net, batch.inputs, self.decide(batch))
 
     def _optimiser(self) -> torch.optim.Optimizer:
